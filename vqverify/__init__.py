@@ -1,0 +1,3 @@
+"""Property-based verification of vector-quantization layers in PyTorch."""
+
+__version__ = "0.1.0"
