@@ -1,0 +1,218 @@
+"""Finding code space inside a pass: the operations are recorded, and the levels located in the record.
+
+q_c is the code as the estimator returns it, z_c the last *cut* of the graph before the code was first made:
+every gradient from q_c to z passes through it. Neither is found by the nearest-code property, which is
+under test (an argmax lookup has a z_c as well).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from vqverify.families import recognised
+from vqverify.quantizer import Level, Node
+
+COARSE = 0.35  # relative to the spread of the codes: a code with a wrong norm is still found
+
+
+class Recorder(TorchFunctionMode):
+    """Keeps every floating tensor that goes into or comes out of an operation, in order of appearance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self._seen: set[int] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") != "__get__":
+            self.note((args, kwargs, result))
+        return result
+
+    def note(self, value: Any) -> None:
+        """Record the floating tensors inside any nested value."""
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in self._seen:
+                self._seen.add(id(leaf))
+                self.tensors.append(leaf)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows (N, Dc) of one level are laid out inside a recorded tensor.
+
+    Attributes:
+        axis: where the features are, counted from the end (−1 last, −2 channels first, −3 image).
+        part: the level's index where L levels share a tensor, else None.
+        leading: levels run first (L, N, Dc), else next to the features (N, L, Dc).
+    """
+
+    axis: int = -1
+    part: int | None = None
+    leading: bool = True
+
+    def rows(self, tensor: Tensor, dim: int, levels: int) -> Tensor:
+        """Rows of this level, attached to the graph of `tensor`."""
+        flat = tensor.movedim(self.axis, -1).reshape(-1, dim)
+        if self.part is None:
+            return flat
+        return flat.reshape(levels, -1, dim)[self.part] if self.leading else flat.reshape(-1, levels, dim)[:, self.part]
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the record: index of the tensor, and how to read it. Index −1 is the input leaf."""
+
+    index: int
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Located:
+    """Positions of every level's z_c and q_c, valid for records of the same length."""
+
+    length: int
+    levels: tuple[tuple[Position, Position], ...]
+
+
+def readings(tensor: Tensor, n: int, dim: int, levels: int) -> Iterator[Reading]:
+    """Every way in which a tensor can hold rows (n, dim) of one of `levels` levels."""
+    if tensor.numel() not in {n * dim, n * dim * levels}:
+        return
+    axes = [axis for axis in (-1, -2, -3) if -axis <= tensor.ndim and tensor.shape[axis] == dim]
+    for axis in axes:
+        if tensor.numel() == n * dim:
+            yield Reading(axis)
+        elif levels > 1:
+            for part in range(levels):
+                yield Reading(axis, part, leading=True)
+                yield Reading(axis, part, leading=False)
+    # heads side by side: (N, L·Dc)
+    if levels > 1 and not axes and tensor.ndim and tensor.shape[-1] == dim * levels:
+        for part in range(levels):
+            yield Reading(-1, part, leading=False)
+
+
+def pull(src: Tensor, dst: Tensor, g: Tensor) -> Tensor:
+    """Jᵀg from src to dst, zeros where nothing connects them."""
+    if src is dst:
+        return g
+    if not src.requires_grad or not dst.requires_grad:
+        return torch.zeros_like(dst)
+    (found,) = torch.autograd.grad(src, dst, g, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(dst) if found is None else found
+
+
+def node(tensor: Tensor, reading: Reading, dim: int, levels: int) -> Node:
+    """A recorded tensor as a Node of rows."""
+    return Node(tensor, lambda value: reading.rows(value, dim, levels))
+
+
+def _near(tensor: Tensor, want: Tensor) -> bool:
+    spread = (want - want.mean(0)).norm()
+    return bool((tensor.detach() - want).norm() <= COARSE * spread)
+
+
+def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequence[Tensor]) -> Located | None:
+    """Find every level of a pass in its record.
+
+    Args:
+        record: tensors in order of appearance; the input leaf is among them or not.
+        leaf: input rows (N, D), the leaf of the graph.
+        codes: (N, L).
+        codebook: one (K, Dc) tensor a level, from before the pass.
+
+    Returns:
+        Positions, or None unless every level was found.
+    """
+    found: list[tuple[Position, Position]] = []
+    n, levels = codes.shape
+    for level, table in enumerate(codebook):
+        pair = _locate_level(record, leaf, table.to(leaf)[codes[:, level].clamp_min(0)], n, level, levels)
+        if pair is None:
+            return None
+        found.append(pair)
+    return Located(len(record), tuple(found))
+
+
+def _locate_level(
+    record: Sequence[Tensor], leaf: Tensor, want: Tensor, n: int, level: int, levels: int
+) -> tuple[Position, Position] | None:
+    dim = want.shape[1]
+    near = [
+        Position(index, reading)
+        for index, tensor in enumerate(record)
+        for reading in readings(tensor, n, dim, levels)
+        if reading.part in {None, level} and _near(reading.rows(tensor.to(want.dtype), dim, levels), want)
+    ]
+    if not near:
+        return None
+    probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(want)
+    attached = [spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)]
+    pairs = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached or near[-1:]]
+    pairs = [(cut, spot) for cut, spot in pairs if cut is not None]
+    exact = (pair for pair in pairs if attached and _known(record, leaf, pair, probe, dim, levels))
+    return next(exact, pairs[-1] if pairs else None)
+
+
+def _reaches(record: Sequence[Tensor], spot: Position, leaf: Tensor, probe: Tensor, dim: int, levels: int) -> bool:
+    rows = spot.reading.rows(record[spot.index], dim, levels)
+    return bool(pull(rows, leaf, probe.to(rows)).any())
+
+
+def tensor_at(record: Sequence[Tensor], leaf: Tensor, index: int) -> Tensor:
+    """The recorded tensor at an index; −1 is the input leaf."""
+    return leaf if index < 0 else record[index]
+
+
+def _cut(
+    record: Sequence[Tensor], leaf: Tensor, first: Position, spot: Position, probe: Tensor, dim: int, levels: int
+) -> Position | None:
+    """The last tensor before the code first appears through which every gradient from the code to z passes."""
+    q_rows = spot.reading.rows(record[spot.index], dim, levels)
+    total = pull(q_rows, leaf, probe.to(q_rows))
+    for index in range(first.index - 1, -1, -1):
+        tensor = record[index]
+        if tensor is leaf or not tensor.requires_grad:
+            continue
+        for reading in readings(tensor, len(probe), dim, levels):
+            if reading.part not in {None, spot.reading.part, 0} and spot.reading.part is not None:
+                continue
+            through = pull(q_rows, tensor, probe.to(q_rows))
+            if through.any() and torch.allclose(pull(tensor, leaf, through), total, rtol=1e-4, atol=1e-6):
+                part = reading if spot.reading.part is None or reading.part is None else Reading(reading.axis, spot.reading.part, reading.leading)
+                return Position(index, part)
+    if leaf.shape[1] == dim:
+        return Position(-1, Reading())
+    return None
+
+
+def _known(
+    record: Sequence[Tensor], leaf: Tensor, pair: tuple[Position, Position], probe: Tensor, dim: int, levels: int
+) -> bool:
+    z_c, q_c = pair
+    source, target = tensor_at(record, leaf, z_c.index), record[q_c.index]
+    rows = q_c.reading.rows(target, dim, levels)
+    got = z_c.reading.rows(pull(rows, source, probe.to(rows)), dim, levels)
+    return recognised(z_c.reading.rows(source, dim, levels), rows, probe.to(rows), got)
+
+
+def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequence[int]) -> tuple[Level, ...]:
+    """The levels of another pass with the same sequence of operations."""
+    count = len(located.levels)
+    return tuple(
+        Level(
+            node(tensor_at(record, leaf, z_c.index), z_c.reading, dim, count),
+            node(tensor_at(record, leaf, q_c.index), q_c.reading, dim, count),
+        )
+        for (z_c, q_c), dim in zip(located.levels, dims, strict=True)
+    )

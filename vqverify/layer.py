@@ -1,0 +1,246 @@
+"""A module as a Quantizer: follows a `Plan`, seeds its passes, and turns its exceptions into violations."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqverify import capture, state
+from vqverify.bounds import Violation
+from vqverify.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
+from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec
+from vqverify.randomness import forked
+
+
+@contextmanager
+def guarded(doing: str) -> Iterator[None]:
+    """Turn whatever a layer raises into `Violation("raised")`; what it prints is swallowed."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Violation:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+        text = str(error).strip().splitlines()
+        raise Violation("raised", f"{doing} raised {type(error).__name__}: {text[0] if text else ''}"[:300]) from error
+
+
+@dataclass
+class Layer:
+    """A built module behind the `Quantizer` protocol; see there for the methods."""
+
+    spec: Spec
+    plan: Plan
+    module: nn.Module
+    domain: Domain
+    factory: Callable[[Mapping[str, Any], int], nn.Module]
+    claims: dict[str, Finding] = field(default_factory=dict[str, Finding])
+    found: dict[str, Finding] = field(default_factory=dict[str, Finding])
+    traits: dict[str, Finding] = field(default_factory=dict[str, Finding])
+    copyable: bool = True  # restore by snapshot was shown to equal a fresh construction
+    _fresh: state.Snapshot | None = None
+    _located: dict[tuple[bool, int], capture.Located | None] = field(default_factory=dict[tuple[bool, int], Any])
+
+    def forward(
+        self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
+        layout: str | None = None,
+    ) -> Quantized:
+        call = self._call(layout)
+        n = len(z)
+        leaf = z.detach().clone().requires_grad_(grad)
+        before = self.codebooks() if trace else ()
+        recorder = capture.Recorder()
+        self.module.train(train)
+        with guarded(f"a {'train' if train else 'eval'} pass on {n} latents"), forked(seed), torch.set_grad_enabled(grad):
+            x = enter(leaf, call.layout, groups)
+            with recorder if trace else contextlib.nullcontext():
+                raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
+            recorder.note(raw)
+        return self._canonical(raw, call, leaf, groups, before, recorder, train=train, trace=trace)
+
+    def _canonical(
+        self, raw: Any, call: Call, leaf: Tensor, groups: int, before: tuple[Tensor, ...], recorder: capture.Recorder,
+        *, train: bool, trace: bool,
+    ) -> Quantized:
+        n, dim = leaf.shape
+        value = _tensor(raw, call.z_q.path)
+        if leave(value, call.z_q.form, n, groups).shape != leaf.shape:
+            raise Violation("shape", f"z_q of shape {tuple(value.shape)} for latents of shape {(n, dim)}")
+        z_q = Node(value, lambda t: leave(t, call.z_q.form, n, groups))
+        codes = self._codes(raw, call, n, groups)
+        losses = tuple(_tensor(raw, output.path) for output in call.losses)
+        total = sum((loss.sum() for loss in losses), start=torch.zeros((), dtype=leaf.dtype)) if losses else None
+        levels: tuple[Level, ...] = ()
+        if trace and codes is not None and before and leaf.requires_grad:
+            levels = self._levels(recorder.tensors, leaf, codes, before, train=train)
+        return Quantized(Node(leaf, lambda t: t), z_q, codes, total, losses, levels, before, raw)
+
+    def _codes(self, raw: Any, call: Call, n: int, groups: int) -> Tensor | None:
+        if not call.codes:
+            return None
+        parts = [leave(_tensor(raw, output.path), output.form, n, groups).reshape(n, -1) for output in call.codes]
+        codes = torch.cat(parts, dim=1).detach()
+        return codes if not codes.is_floating_point() else codes.round().long()
+
+    def _levels(
+        self, record: list[Tensor], leaf: Tensor, codes: Tensor, before: tuple[Tensor, ...], *, train: bool
+    ) -> tuple[Level, ...]:
+        key = (train, len(record))
+        if key not in self._located:
+            self._located[key] = self._locate(train=train, length=len(record))
+        located = self._located[key]
+        if located is None and len(codes) > leaf.shape[1]:
+            located = capture.locate(record, leaf, codes, before)
+        return () if located is None else capture.read(record, leaf, located, [e.shape[1] for e in before])
+
+    def _locate(self, *, train: bool, length: int) -> capture.Located | None:
+        """Locate the levels on generic latents, so that no drawn input can mislead the search."""
+        saved, modes = state.take(self.module), self.module.training
+        n = 2 * self.domain.dim + 13
+        books = self.codebooks()
+        generator = torch.Generator().manual_seed(7)
+        z = torch.randn(n, self.domain.dim, generator=generator).to(self.domain.dtype)
+        if books[0].shape[1] == self.domain.dim:
+            picks = torch.randint(len(books[0]), (n,), generator=generator)
+            spread = books[0].std().clamp_min(1e-3)
+            z = books[0][picks].to(z) + 0.4 * spread * z
+        leaf, recorder, call = z.requires_grad_(), capture.Recorder(), self._call(None)
+        try:
+            with guarded("a recorded pass"), forked(11):
+                self.module.train(train)
+                x = enter(leaf, call.layout)
+                with recorder:
+                    raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
+                recorder.note(raw)
+                codes = self._codes(raw, call, n, 1)
+                if codes is None or len(recorder.tensors) != length:
+                    return None
+                return capture.locate(recorder.tensors, leaf, codes, books)
+        except Violation:
+            return None
+        finally:
+            state.put_back(saved)
+            self.module.train(modes)
+
+    def _call(self, layout: str | None) -> Call:
+        if layout is None:
+            return self.plan.calls[0]
+        return next(call for call in self.plan.calls if call.layout == layout)
+
+    def vjp(self, out: Quantized, g: Tensor, src: Place = "z_q", dst: Place = "z") -> Tensor:
+        source, target = _node(out, src), _node(out, dst)
+        with guarded("backward"):
+            rows = source.rows
+            return target.to_rows(capture.pull(rows, target.tensor, g.to(rows)))
+
+    def grad(self, z: Tensor, f: Callable[[Tensor], Tensor], *, seed: int = 0) -> Tensor:
+        """Gradient that z (N, D) receives from a decoder and loss f: rows (N, D) -> scalar, in train mode."""
+        out = self.forward(z, train=True, seed=seed)
+        with guarded("backward"):
+            return capture.pull(f(out.z_q.rows), out.z.tensor, torch.ones((), dtype=z.dtype))
+
+    def raw(self, z: Tensor, *, train: bool) -> Any:
+        """A pass with no fork and no seed: for the statement that generators are left alone."""
+        self.module.train(train)
+        with guarded("a pass"):
+            return getattr(self.module, self.plan.method)(enter(z, self.plan.calls[0].layout), **self.plan.arguments)
+
+    def codebooks(self) -> tuple[Tensor, ...]:
+        tensors = state.all_tensors(self.module)
+        return tuple(_effective(slot, _view(tensors, slot).detach().clone()) for slot in self.plan.slots)
+
+    @torch.no_grad()
+    def set_codebook(self, codebook: Sequence[Tensor]) -> None:
+        tensors = state.all_tensors(self.module)
+        for slot, rows in zip(self.plan.slots, codebook, strict=True):
+            _view(tensors, slot).data.copy_(rows)
+        for (counts, sums), rows in zip(self.plan.accumulators, codebook, strict=False):
+            size = _view(tensors, counts).data
+            size.copy_(torch.where(size > 0, size, torch.ones_like(size)))
+            _view(tensors, sums).data.copy_(rows.to(size) * size[:, None])
+
+    def accumulators(self) -> tuple[Accumulators, ...]:
+        tensors = state.all_tensors(self.module)
+        return tuple(
+            Accumulators(_view(tensors, counts).detach().clone(), _view(tensors, sums).detach().clone())
+            for counts, sums in self.plan.accumulators
+        )
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        return tuple(decoder.method for decoder in self.plan.decoders)
+
+    def decode(self, codes: Tensor, method: str) -> Tensor:
+        decoder: Decoder = next(found for found in self.plan.decoders if found.method == method)
+        n = len(codes)
+        shaped = enter(codes, decoder.codes_form.replace("L", "D"))
+        with guarded(f"{method}(codes)"), torch.no_grad():
+            value = getattr(self.module, method)(shaped)
+        if not isinstance(value, Tensor):
+            raise Violation("decode", f"{method} returned {type(value).__name__}, expected a tensor")
+        return leave(value, decoder.output_form, n)
+
+    def snapshot(self) -> Any:
+        return state.take(self.module)
+
+    def restore(self, state_: Any = None) -> None:
+        if state_ is not None:
+            state.put_back(state_)
+        elif self.copyable and self._fresh is not None:
+            state.put_back(self._fresh)
+        else:
+            self.module = self.factory({}, self.spec.seed)
+            self.warm_up()
+
+    def warm_up(self) -> None:
+        """Run the passes that initialise the layer, and remember the state after them as fresh."""
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        for step in range(self.plan.warm):
+            z = torch.randn(max(64, self.plan.min_n), self.domain.dim, generator=generator).to(self.domain.dtype)
+            self.forward(z, train=True, seed=step)
+        self.module.eval()
+        self._fresh = state.take(self.module)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in state.named_state(self.module).items()}
+
+    def build(self, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Layer:
+        spec = replace(self.spec, kwargs={**self.spec.kwargs, **(overrides or {})}, seed=self.spec.seed if seed is None else seed)
+        module = self.factory(overrides or {}, spec.seed)
+        twin = replace(self, spec=spec, module=module, _fresh=None, _located={})
+        twin.warm_up()
+        return twin
+
+
+def _tensor(raw: Any, path: tuple[str | int, ...]) -> Tensor:
+    value = fetch(raw, path)
+    if not isinstance(value, Tensor):
+        raise Violation("output", f"expected a tensor at {path or 'the output'}, got {type(value).__name__}")
+    return value
+
+
+def _node(out: Quantized, place: Place) -> Node:
+    if isinstance(place, str):
+        return out.z if place == "z" else out.z_q
+    kind, level = place
+    return getattr(out.levels[level], kind)
+
+
+def _view(tensors: Mapping[str, Tensor], slot: Slot) -> Tensor:
+    try:
+        tensor = tensors[slot.name][slot.index] if slot.index else tensors[slot.name]
+    except (KeyError, IndexError):
+        raise Violation("state", f"the tensor {slot.name}{list(slot.index)} is gone from the layer's state") from None
+    return tensor.t() if slot.transposed else tensor
+
+
+def _effective(slot: Slot, rows: Tensor) -> Tensor:
+    return F.normalize(rows, dim=-1) if slot.transform == "normalize" else rows
