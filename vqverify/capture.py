@@ -20,6 +20,7 @@ from vqverify.families import recognised
 from vqverify.quantizer import Level, Node
 
 COARSE = 0.35  # relative to the spread of the codes: a code with a wrong norm is still found
+TIGHT = 1e-3  # an intermediate of the estimator (a rotated latent not yet rescaled) is not
 
 
 class Recorder(TorchFunctionMode):
@@ -117,9 +118,9 @@ def node(tensor: Tensor, reading: Reading, dim: int, levels: int) -> Node:
     return Node(tensor, lambda value: reading.rows(value, dim, levels))
 
 
-def _near(tensor: Tensor, want: Tensor) -> bool:
+def _near(tensor: Tensor, want: Tensor, tolerance: float) -> bool:
     spread = (want - want.mean(0)).norm()
-    return bool((tensor.detach() - want).norm() <= COARSE * spread)
+    return bool((tensor.detach() - want).norm() <= tolerance * spread)
 
 
 def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequence[Tensor]) -> Located | None:
@@ -152,7 +153,7 @@ def _locate_level(
         Position(index, reading)
         for index, tensor in enumerate(record)
         for reading in readings(tensor, n, dim, levels)
-        if reading.part in {None, level} and _near(reading.rows(tensor.to(want.dtype), dim, levels), want)
+        if reading.part in {None, level} and _near(reading.rows(tensor.to(want.dtype), dim, levels), want, COARSE)
     ]
     if not near:
         return None
@@ -160,7 +161,13 @@ def _locate_level(
     attached = [spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)]
     pairs = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached or near[-1:]]
     pairs = [(cut, spot) for cut, spot in pairs if cut is not None]
-    exact = (pair for pair in pairs if attached and _known(record, leaf, pair, probe, dim, levels))
+    exact = (
+        (cut, spot)
+        for cut, spot in pairs
+        if attached
+        and _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)
+        and _known(record, leaf, (cut, spot), probe, dim, levels)
+    )
     return next(exact, pairs[-1] if pairs else None)
 
 
