@@ -1,0 +1,271 @@
+"""The verb: run a job, a value, and return its results. The only caller of Hypothesis.
+
+A search has three phases, since a fixed stream that misses a bug misses it for ever: corners, one mass pass,
+then Hypothesis in blocks of 25 examples with a seed each, so that a longer profile contains a shorter one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import hypothesis
+import torch
+
+from vqverify import strategies
+from vqverify.bounds import Clause, Violation
+from vqverify.case import Case, prepare
+from vqverify.invariant import Invariant, applicability, registry
+from vqverify.quantizer import Quantizer, Spec
+from vqverify.report import Result
+from vqverify.shrink import shrink
+from vqverify.witness import Witness
+
+OpenSubject = Callable[[Spec], Quantizer]
+BLOCK = 25
+MOST_LABELS = 3  # distinct failures of one case that are shrunk and reported
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long to look.
+
+    Attributes:
+        name: quick, merge or nightly.
+        blocks: of 25 examples for each searched row.
+        fixed: the stream is a function of the seed; otherwise it is drawn anew, and printed.
+    """
+
+    name: str
+    blocks: int
+    fixed: bool = True
+
+
+PROFILES = {
+    "quick": Profile("quick", 1),
+    "merge": Profile("merge", 8),
+    "nightly": Profile("nightly", 40, fixed=False),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to check on one subject; plain data, so that it can travel to another process.
+
+    Attributes:
+        spec: how to open the subject.
+        ids: invariants, which may share a mass pass.
+        profile: how long to look.
+        seed: of the run.
+        known: labels by (invariant, case) that are expected to fail; the search goes on past them.
+    """
+
+    spec: Spec
+    ids: tuple[str, ...]
+    profile: Profile
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job returns: results, and the witnesses that they name."""
+
+    results: tuple[Result, ...]
+    witnesses: dict[str, Witness]
+
+
+def run(job: Job, open_subject: OpenSubject) -> Outcome:
+    """Check every invariant of a job on its subject; a failing one never stops the others.
+
+    Args:
+        job: what to check.
+        open_subject: hands in the subject, built and warmed; the engine knows nothing of discovery.
+    """
+    subject = open_subject(job.spec)
+    known = registry()
+    results: list[Result] = []
+    witnesses: dict[str, Witness] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for id_ in job.ids:
+                outcome = check(known[id_], subject, job)
+                results += outcome.results
+                witnesses |= outcome.witnesses
+    finally:
+        torch.set_num_threads(threads)
+    return Outcome(explain(results), witnesses)
+
+
+def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
+    """Check one row on a subject, every case of it."""
+    verdict = applicability(row, subject.traits)
+    if verdict.verdict != "applies":
+        return Outcome((_result(row, job, verdict.verdict, reason=verdict.reason),), {})
+    results: list[Result] = []
+    witnesses: dict[str, Witness] = {}
+    try:
+        subject.restore()
+        parts = tuple(row.parts(subject))
+    except Exception as error:  # noqa: BLE001
+        return Outcome((_errored(row, job, None, error, 0.0),), {})
+    for part in parts:
+        outcome = _check_part(row, subject, job, part)
+        results += outcome.results
+        witnesses |= outcome.witnesses
+    if not parts:
+        results.append(_result(row, job, "n/a", reason="the layer has none of its cases"))
+    return Outcome(tuple(results), witnesses)
+
+
+@dataclass
+class _Search:
+    """What was seen so far of one case of a row."""
+
+    row: Invariant
+    subject: Quantizer
+    examples: int = 0
+    vacuous: int = 0
+    margin: float | None = None
+    effects: list[str] = field(default_factory=list[str])
+    failures: dict[str, tuple[Clause, Case]] = field(default_factory=dict[str, tuple[Clause, Case]])
+
+    def look(self, case: Case) -> None:
+        """Test one example and note what it shows."""
+        clauses = list(evaluate(self.row, self.subject, case))
+        self.examples += 1
+        self.vacuous += not clauses
+        for clause in clauses:
+            if not clause.holds:
+                if clause.label not in self.failures or case.size() < self.failures[clause.label][1].size():
+                    self.failures[clause.label] = (clause, case)
+            elif clause.margin is not None:
+                self.margin = max(self.margin or 0.0, clause.margin)
+            if clause.holds and self.row.mode == "statistical" and clause.message:
+                self.effects.append(clause.message)
+
+
+def evaluate(row: Invariant, subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The clauses of one example; what the layer raises is a failing clause."""
+    try:
+        prepare(subject, case)
+        yield from row.check(subject, case)
+    except Violation as violation:
+        yield Clause(violation.label, None, holds=False, message=violation.message)
+
+
+def _check_part(row: Invariant, subject: Quantizer, job: Job, part: str | None) -> Outcome:
+    start = time.perf_counter()
+    seen = _Search(row, subject)
+    try:
+        for case in _inputs(row, subject, job, part):
+            seen.look(case)
+        failed = dict(list(seen.failures.items())[:MOST_LABELS])
+        small = {label: _smallest(row, subject, label, case) for label, (_, case) in failed.items()}
+    except Exception as error:  # noqa: BLE001  (an exception of the harness is an error of this row alone)
+        return Outcome((_errored(row, job, part, error, time.perf_counter() - start),), {})
+    base = _result(
+        row, job, "passed", case=part, examples=seen.examples, vacuous=seen.vacuous, margin=seen.margin,
+        seconds=time.perf_counter() - start, effect=seen.effects[0] if seen.effects else None,
+    )
+    if not failed:
+        if seen.vacuous == seen.examples:
+            reason = "no input met the hypotheses of the statement"
+            base = replace(base, status="undetermined", reason=reason)
+        return Outcome((base,), {})
+    witnesses = {label: Witness(job.spec, row.id, case, label, clause.message) for label, (clause, case) in small.items()}
+    results = tuple(
+        replace(
+            base, status="failed", label=label, message=clause.message, witness=witnesses[label].digest,
+            margin=_worst(seen.margin, clause.margin, failed[label][0].margin),
+        )
+        for label, (clause, _) in small.items()
+    )
+    return Outcome(results, {witness.digest: witness for witness in witnesses.values()})
+
+
+def _worst(*margins: float | None) -> float | None:
+    return max((margin for margin in margins if margin is not None), default=None)
+
+
+def _inputs(row: Invariant, subject: Quantizer, job: Job, part: str | None) -> Iterator[Case]:
+    frame = strategies.frame(subject)
+    if row.mode in {"statistical", "process"}:
+        table = next(strategies.mass(frame, "fresh"))
+        yield replace(table, seed=_digest(job.seed, job.spec.name, row.id, part), part=part)
+        return
+    for case in strategies.corners(frame, row.corners, row.state):
+        yield case.with_part(part)
+    yield from (case.with_part(part) for case in strategies.mass(frame, row.state))
+    if row.mode == "search":
+        for block in range(job.profile.blocks):
+            seed = _digest(job.seed, job.spec.name, row.id, part, block)
+            yield from (case.with_part(part) for case in drawn(strategies.searched(frame, row.state), seed))
+
+
+def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
+    """One block of examples from Hypothesis: the same for the same seed, no database, no deadline."""
+    cases: list[Case] = []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck), print_blob=False,
+    )
+    @hypothesis.given(strategy)
+    def collect(case: Case) -> None:
+        cases.append(case)
+
+    collect()
+    return cases
+
+
+def _smallest(row: Invariant, subject: Quantizer, label: str, case: Case) -> tuple[Clause, Case]:
+    """Shrink a failing case; the clause is the one that the smallest case gives."""
+
+    def failing(candidate: Case) -> Clause | None:
+        clauses = evaluate(row, subject, candidate)
+        return next((clause for clause in clauses if not clause.holds and clause.label == label), None)
+
+    most = 1 if row.mode in {"statistical", "process"} else 400
+    small = shrink(case, lambda candidate: failing(candidate) is not None, min_n=subject.domain.min_n, most=most)
+    clause = failing(small) or failing(case)
+    if clause is None:
+        raise RuntimeError(f"{row.id} failed once with {label!r} and holds on the same input: the check is not deterministic")
+    return clause, small if failing(small) else case
+
+
+def _digest(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
+
+
+def _result(row: Invariant, job: Job, status: str, **values: object) -> Result:
+    return Result(
+        invariant=row.id, status=status, kind=row.kind, mode=row.mode, state=row.state,  # type: ignore[arg-type]
+        statement=row.statement, source=row.source, hint=row.hint, seed=job.seed, **values,  # type: ignore[arg-type]
+    )
+
+
+def _errored(row: Invariant, job: Job, part: str | None, error: Exception, seconds: float) -> Result:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{last.name}, line {last.lineno}"
+    return _result(row, job, "error", case=part, seconds=seconds, reason=f"{type(error).__name__} in {where}: {error}"[:400])
+
+
+def explain(results: Iterable[Result]) -> tuple[Result, ...]:
+    """Name, for each failed row, the failed rows that it only follows from."""
+    results = tuple(results)
+    known = registry()
+    failed = {result.invariant for result in results if result.status in {"failed", "fixed"}}
+    return tuple(
+        replace(result, explained_by=tuple(id_ for id_ in known[result.invariant].follows if id_ in failed))
+        if result.status == "failed"
+        else result
+        for result in results
+    )

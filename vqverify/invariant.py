@@ -1,0 +1,176 @@
+"""One mathematical statement about quantizers, with everything that is needed to check and to explain it."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from vqverify.bounds import Clause
+from vqverify.case import Case
+from vqverify.quantizer import Finding, Quantizer
+
+Kind = Literal["law", "contract", "limit", "hardening"]
+Mode = Literal["search", "table", "statistical", "process"]
+State = Literal["fresh", "warmed", "both"]
+Check = Callable[[Quantizer, Case], Iterator[Clause]]
+
+
+def no_parts(_: Quantizer) -> tuple[str | None, ...]:
+    """A row without cases."""
+    return (None,)
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """A statement with its source, hypotheses, inputs and the wrong quantizers that it must reject.
+
+    Attributes:
+        id: `group.name`, stable: reports, expectations and dashboards refer to it.
+        statement: one sentence of mathematics.
+        source: paper and equation, theorem of the theory page.
+        kind: law, contract, limit or hardening.
+        mode: search (Hypothesis), table (corners and mass only), statistical (fixed design), process.
+        state: fresh, warmed (after a drawn history of batches) or both.
+        needs: hypotheses on the traits of a subject, see `applicability`.
+        mutants: names of the wrong quantizers that it must reject.
+        hint: what the usual mistake looks like in code.
+        follows: ids of rows that, when they fail too, explain a failure of this one.
+        check: (subject, case) -> clauses; a check that yields nothing found its hypotheses unmet.
+        parts: the cases of the row for a subject.
+        corners: names of the pinned inputs (`vqverify.strategies.CORNERS`).
+    """
+
+    id: str
+    statement: str
+    source: str
+    kind: Kind
+    mode: Mode
+    state: State
+    needs: tuple[str, ...]
+    mutants: tuple[str, ...]
+    hint: str
+    follows: tuple[str, ...]
+    check: Check
+    parts: Callable[[Quantizer], Iterable[str | None]]
+    corners: tuple[str, ...]
+
+
+_REGISTRY: dict[str, Invariant] = {}
+
+
+def invariant(
+    id_: str,
+    *,
+    source: str,
+    kind: Kind = "law",
+    mode: Mode = "search",
+    state: State = "fresh",
+    needs: tuple[str, ...] = (),
+    mutants: tuple[str, ...] = (),
+    hint: str = "",
+    follows: tuple[str, ...] = (),
+    parts: Callable[[Quantizer], Iterable[str | None]] = no_parts,
+    corners: tuple[str, ...] = ("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "parallel"),
+) -> Callable[[Check], Check]:
+    """Register a check; its docstring is the statement.
+
+    Raises:
+        ValueError: if the id is taken.
+    """
+
+    def register(check: Check) -> Check:
+        if id_ in _REGISTRY:
+            raise ValueError(f"invariant {id_!r} is registered twice")
+        statement = " ".join((inspect.getdoc(check) or "").split())
+        _REGISTRY[id_] = Invariant(
+            id_, statement, source, kind, mode, state, needs, mutants, hint, follows, check, parts, corners
+        )
+        return check
+
+    return register
+
+
+def registry() -> Mapping[str, Invariant]:
+    """Every invariant by id, in the order of the catalogue."""
+    import vqverify.invariants  # noqa: F401  (registers on import)
+
+    return _REGISTRY
+
+
+class UnknownInvariantError(Exception):
+    """A pattern that names no invariant; the message says what is near."""
+
+
+def select(only: Iterable[str] = (), skip: Iterable[str] = ()) -> tuple[Invariant, ...]:
+    """Invariants whose id matches one of `only` (all if empty) and none of `skip` (shell patterns).
+
+    Raises:
+        UnknownInvariantError: if a pattern matches nothing.
+    """
+    known = registry()
+    for pattern in (*only, *skip):
+        if not fnmatch.filter(known, pattern):
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
+            advice = f"; did you mean {', '.join(near)}?" if near else "; `vqverify list` shows them all"
+            raise UnknownInvariantError(f"no invariant is called {pattern!r}{advice}")
+    wanted = [row for row in known.values() if not (only := tuple(only)) or any(fnmatch.fnmatch(row.id, p) for p in only)]
+    return tuple(row for row in wanted if not any(fnmatch.fnmatch(row.id, pattern) for pattern in skip))
+
+
+@dataclass(frozen=True)
+class Applicability:
+    """Whether a row applies to a subject: `applies`, `n/a` or `undetermined`, and why not."""
+
+    verdict: Literal["applies", "n/a", "undetermined"]
+    reason: str = ""
+
+
+def applicability(row: Invariant, traits: Mapping[str, Finding]) -> Applicability:
+    """Derive it from the row's needs: `name`, `!name`, `name=a|b`, `name!=a|b`.
+
+    An unknown trait makes the row `undetermined`, with the evidence that was not enough; a trait with another
+    value makes it `n/a`. `n/a` wins: a row that does not apply need not be decided.
+    """
+    open_question = ""
+    for need in row.needs:
+        verdict, reason = _judge(need, traits)
+        if verdict == "n/a":
+            return Applicability("n/a", reason)
+        if verdict == "undetermined":
+            open_question = open_question or reason
+    return Applicability("undetermined", open_question) if open_question else Applicability("applies")
+
+
+def _judge(need: str, traits: Mapping[str, Finding]) -> tuple[str, str]:
+    name, negated, values = _parse(need)
+    finding = traits.get(name)
+    if finding is None or finding.value is None:
+        evidence = finding.evidence if finding else "nothing was found out about it"
+        return "undetermined", f"{name} is unknown: {evidence}"
+    actual = finding.value
+    held = actual if isinstance(actual, list | tuple) else [actual]
+    fits = any(str(item) in values for item in held) if values else bool(actual)
+    if fits != negated:
+        return "applies", ""
+    said = f" ({finding.evidence})" if finding.evidence else ""
+    return "n/a", f"{name} is {_show(actual)}{said}"
+
+
+def _show(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return {True: "there", False: "absent"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def _parse(need: str) -> tuple[str, bool, tuple[str, ...]]:
+    if "!=" in need:
+        name, _, values = need.partition("!=")
+        return name, True, tuple(values.split("|"))
+    if "=" in need:
+        name, _, values = need.partition("=")
+        return name, False, tuple(values.split("|"))
+    return need.removeprefix("!"), need.startswith("!"), ()

@@ -1,0 +1,221 @@
+"""The results of a run as a value: versioned JSON in, versioned JSON out. Every rendering is a function of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT = 1
+Status = Literal["passed", "failed", "expected", "fixed", "n/a", "undetermined", "error"]
+STATUSES: tuple[Status, ...] = ("passed", "failed", "expected", "fixed", "n/a", "undetermined", "error")
+DECISIVE_GROUPS = ("lookup", "estimator")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one row (or one case of it, or one label that failed) came to.
+
+    Attributes:
+        invariant, case, label: the key; label names the clause that failed, else None.
+        kind, mode, state, statement, source, hint: of the invariant.
+        status: one of `STATUSES`; `reason` says why a row is n/a, undetermined or error.
+        message: what was found, in one sentence.
+        examples: inputs on which the statement was tested; `vacuous` of them met no hypothesis.
+        seconds: wall time of the row.
+        margin: worst error / bound seen, None where nothing numeric was measured.
+        effect: what a statistical row can detect.
+        witness: digest of the witness, which the report embeds.
+        explained_by: ids of failed rows that name the cause.
+        seed: the run's seed.
+        script: a standalone reproduction, where there is one.
+        known: whether the baseline has it.
+    """
+
+    invariant: str
+    status: Status
+    kind: str = "law"
+    mode: str = "search"
+    state: str = "fresh"
+    case: str | None = None
+    label: str | None = None
+    reason: str | None = None
+    message: str | None = None
+    statement: str = ""
+    source: str = ""
+    hint: str = ""
+    examples: int = 0
+    vacuous: int = 0
+    seconds: float = 0.0
+    margin: float | None = None
+    effect: str | None = None
+    witness: str | None = None
+    explained_by: tuple[str, ...] = ()
+    seed: int = 0
+    script: str | None = None
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class SubjectReport:
+    """One subject with what it is, its results, its status and its exit code."""
+
+    name: str
+    target: str
+    kwargs: Mapping[str, Any]
+    package: Mapping[str, str] | None
+    identified: Mapping[str, Any]
+    results: tuple[Result, ...]
+    status: str = "passed"
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run: format 1. Readers ignore unknown keys, so that adding one keeps the format."""
+
+    profile: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    subjects: tuple[SubjectReport, ...]
+    witnesses: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    complete: bool = True
+    vqverify: str = ""
+    format: int = FORMAT
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of results of each status."""
+        found = Counter(result.status for subject in self.subjects for result in subject.results)
+        return {status: found[status] for status in STATUSES}
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of the subjects' in the order 2, 1, 3, 0."""
+        codes = {subject.exit_code for subject in self.subjects}
+        return next((code for code in (2, 1, 3) if code in codes), 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data, keys as in the contract."""
+        return {
+            "format": self.format, "vqverify": self.vqverify, "complete": self.complete,
+            "profile": dict(self.profile), "environment": dict(self.environment),
+            "subjects": [_subject(subject) for subject in self.subjects],
+            "counts": self.counts, "exit_code": self.exit_code, "witnesses": dict(self.witnesses),
+        }
+
+
+def _subject(subject: SubjectReport) -> dict[str, Any]:
+    data = asdict(subject)
+    for result in data["results"]:
+        if result["witness"]:
+            result["witness"] = f"witnesses/{result['witness']}.json"
+        result["explained_by"] = list(result["explained_by"])
+    data["results"] = list(data["results"])
+    return data
+
+
+class ReportError(Exception):
+    """A report file that cannot be read; the message says what is wrong."""
+
+
+def from_json(data: Mapping[str, Any]) -> Report:
+    """Read a report, ignoring keys that this version does not know.
+
+    Raises:
+        ReportError: if the format is another one, or a field is missing.
+    """
+    if data.get("format") != FORMAT:
+        raise ReportError(f"report format {data.get('format')!r} is not {FORMAT}, the one that this version reads")
+    try:
+        subjects = tuple(_read_subject(subject) for subject in data["subjects"])
+        return Report(
+            data["profile"], data["environment"], subjects, data.get("witnesses", {}), bool(data.get("complete", True)),
+            data.get("vqverify", ""),
+        )
+    except (KeyError, TypeError) as error:
+        raise ReportError(f"the report lacks or misuses the field {error}") from None
+
+
+def _read_subject(data: Mapping[str, Any]) -> SubjectReport:
+    results: list[Result] = []
+    for item in data["results"]:
+        known = _only(Result, item)
+        known["witness"] = Path(item["witness"]).stem if item.get("witness") else None
+        known["margin"] = None if item.get("margin") is None else float(item["margin"])
+        known["explained_by"] = tuple(item.get("explained_by") or ())
+        results.append(Result(**known))
+    return SubjectReport(**{**_only(SubjectReport, data), "results": tuple(results)})
+
+
+def _only(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in cls.__dataclass_fields__ if name in data}  # type: ignore[attr-defined]
+
+
+def subject_exit(results: Sequence[Result], *, fail_on: Iterable[str], strict: bool, required: bool = True) -> int:
+    """The exit code of one subject by the contract.
+
+    Args:
+        results: its rows.
+        fail_on: kinds whose failures count.
+        strict: whether undetermined rows fail the run.
+        required: False if a row that `--require` names did not pass.
+
+    Returns:
+        1 if something failed, is fixed or undetermined under `strict`, or no lookup or estimator row that
+        applies could be determined; else 3 if a row is an error; else 0.
+    """
+    kinds = set(fail_on)
+    if not required or any(result.status == "fixed" or (result.status == "failed" and result.kind in kinds) for result in results):
+        return 1
+    if strict and any(result.status == "undetermined" for result in results):
+        return 1
+    decisive = [r for r in results if r.invariant.partition(".")[0] in DECISIVE_GROUPS and r.status != "n/a"]
+    if decisive and all(result.status == "undetermined" for result in decisive):
+        return 1
+    return 3 if any(result.status == "error" for result in results) else 0
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file beside it, then a rename.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save(report: Report, path: Path) -> None:
+    """Write the report as JSON and its witnesses into `<path>.witnesses/`."""
+    for digest, witness in report.witnesses.items():
+        write_atomically(path.with_name(f"{path.name}.witnesses") / f"{digest}.json", dumps(witness))
+    write_atomically(path, dumps(report.to_json()))
+
+
+def dumps(data: Any) -> str:
+    """Indented JSON; numbers that JSON lacks become strings."""
+    return json.dumps(_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)  # noqa: PLR0124  (NaN)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | int | bool) or value is None:
+        return value
+    return repr(value)
