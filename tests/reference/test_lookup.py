@@ -1,0 +1,139 @@
+"""The lookup returns the true nearest code: compared with rational arithmetic and float64 differences."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from vqverify.reference import directions, nearest_codes
+from vqverify.reference import lookup as lookup_module
+
+
+def exact(z, codes):
+    """Nearest rows by rational arithmetic, lowest index on ties."""
+    out = []
+    for row in z.double().tolist():
+        distances = [
+            sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(row, code, strict=True))
+            for code in codes.double().tolist()
+        ]
+        out.append(distances.index(min(distances)))
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0, 30000.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 1), (33, 30, 2), (40, 17, 5)])
+def test_index_is_exact(dtype, offset, shape):
+    n, k, dim = shape
+    generator = torch.Generator().manual_seed(n)
+    z = (torch.randn(n, dim, generator=generator) + offset).to(dtype)
+    codes = (torch.randn(k, dim, generator=generator) + offset).to(dtype)
+    assert torch.equal(nearest_codes(z, codes), exact(z, codes))
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-18, 1.0, 1e18, 1e30, 3e37])
+def test_magnitudes_do_not_matter(scale):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(20, 3, generator=generator) * scale
+    codes = torch.randn(9, 3, generator=generator) * scale
+    assert torch.equal(nearest_codes(z, codes), exact(z, codes))
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-200, 1e200, 1e307])
+def test_magnitudes_do_not_matter_in_float64(scale):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(20, 3, generator=generator, dtype=torch.float64) * scale
+    codes = torch.randn(9, 3, generator=generator, dtype=torch.float64) * scale
+    assert torch.equal(nearest_codes(z, codes), exact(z, codes))
+
+
+def test_separated_clusters():
+    generator = torch.Generator().manual_seed(1)
+    side = torch.tensor([1000.0, -1000.0])
+    z = torch.randn(300, 8, generator=generator) + side[torch.arange(300) % 2, None]
+    codes = torch.randn(64, 8, generator=generator) + side[torch.arange(64) % 2, None]
+    truth = (z.double()[:, None] - codes.double()).square().sum(2).argmin(1)
+    assert torch.equal(nearest_codes(z, codes), truth)
+
+
+def test_ties_go_to_the_lowest_index():
+    codes = torch.tensor([[3.0], [1.0], [-1.0], [1.0]])
+    z = torch.tensor([[0.0], [1.0], [2.0], [-5.0]])
+    assert nearest_codes(z, codes).tolist() == [1, 1, 0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_index_does_not_depend_on_chunk_or_batch(monkeypatch, dtype):
+    generator = torch.Generator().manual_seed(2)
+    grid = torch.randint(-4, 5, (200, 4), generator=generator).to(dtype)
+    codes = torch.randint(-4, 5, (40, 4), generator=generator).to(dtype)
+    whole = nearest_codes(grid, codes)
+    assert torch.equal(whole, exact(grid, codes))
+    assert torch.equal(whole, torch.cat([nearest_codes(row, codes) for row in grid.split(3)]))
+    monkeypatch.setattr(lookup_module, "_BUFFER_BYTES", 64)
+    assert torch.equal(whole, nearest_codes(grid, codes))
+
+
+def test_two_codes_that_differ_beyond_float64():
+    """Distances that agree to 2^-60 relatively are still told apart."""
+    z = torch.tensor([[2.0**30, 0.0]])
+    codes = torch.tensor([[0.0, 2.0**-20], [0.0, 0.0], [0.0, -(2.0**-21)]])
+    assert nearest_codes(z, codes).item() == 1
+
+
+def test_cosine_sees_directions():
+    generator = torch.Generator().manual_seed(3)
+    z, codes = torch.randn(50, 6, generator=generator), torch.randn(11, 6, generator=generator)
+    index = nearest_codes(z, codes, metric="cosine")
+    truth = torch.nn.functional.cosine_similarity(z.double()[:, None], codes.double(), dim=2).argmax(1)
+    assert torch.equal(index, truth)
+    powers = torch.logspace(-15, 15, 50, base=2)[:, None].round()
+    assert torch.equal(nearest_codes(z * 1024, codes * 4, metric="cosine"), index)
+    assert torch.equal(nearest_codes(z * (powers + 1), codes, metric="cosine"), index)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1.0, 1e30, 3e38])
+def test_directions_have_norm_one(scale):
+    x = torch.tensor([[0.3, -0.4], [0.0, 1.0], [0.0, 0.0]]) * scale
+    assert directions(x).double().norm(dim=1).tolist() == pytest.approx([1, 1, 0], abs=1e-6)
+
+
+def test_leading_shape_and_empty_batch():
+    codes = torch.randn(5, 3)
+    assert nearest_codes(torch.randn(2, 4, 3), codes).shape == (2, 4)
+    assert nearest_codes(torch.randn(3), codes).shape == ()
+    assert nearest_codes(torch.randn(0, 3), codes).shape == (0,)
+
+
+def test_nan_codes_are_never_chosen():
+    codes = torch.tensor([[float("nan"), 0.0], [5.0, 5.0], [float("inf"), 0.0]])
+    assert nearest_codes(torch.zeros(2, 2), codes).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("z", "codes", "error", "words"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4, 2), ValueError, "z must have 2 entries"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, 3), TypeError, "floating-point"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), ValueError, "codebook must have shape"),
+        (torch.zeros(2, 0), torch.zeros(3, 0), ValueError, "codebook must have shape"),
+        (torch.tensor([[0.0], [float("nan")]]), torch.zeros(3, 1), ValueError, "1 of its 2 rows.*: 1"),
+        (torch.tensor([[float("inf")]]), torch.zeros(3, 1), ValueError, "z must be finite"),
+    ],
+)
+def test_bad_input_is_named(z, codes, error, words):
+    with pytest.raises(error, match=words):
+        nearest_codes(z, codes)
+
+
+def test_autocast_does_not_lower_the_precision():
+    generator = torch.Generator().manual_seed(4)
+    z, codes = torch.randn(100, 32, generator=generator), torch.randn(50, 32, generator=generator)
+    plain = nearest_codes(z, codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_codes(z, codes), plain)
+
+
+def test_operator_is_well_formed():
+    torch.library.opcheck(lookup_module._search_op, (torch.randn(8, 3), torch.randn(4, 3)))

@@ -1,0 +1,134 @@
+"""What every part says about a bad argument: its name, what it was, and what it must be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+_T = TypeVar("_T")
+
+
+def positive_int(name: str, value: object, at_least: int = 1) -> int:
+    """Return ``value`` if it is an int of at least ``at_least``.
+
+    Raises:
+        ValueError: if it is not; a bool is no int here.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be an int of at least {at_least}; it was {value!r}")
+    return value
+
+
+def number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> float:
+    """Return ``value`` as a float if it lies in [low, high].
+
+    Raises:
+        ValueError: if it is no number, NaN, infinite, or outside.
+    """
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or not low <= value < float("inf") or value > high:  # pyright: ignore[reportOperatorIssue]
+        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; it was {value!r}")
+    return float(value)  # pyright: ignore[reportArgumentType]
+
+
+def positive_number(name: str, value: object) -> float:
+    """Return ``value`` as a float if it is finite and greater than 0.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if number(name, value) == 0:
+        raise ValueError(f"{name} must be greater than 0; it was {value!r}")
+    return float(value)  # pyright: ignore[reportArgumentType]
+
+
+def choice(name: str, value: object, table: Mapping[str, _T]) -> _T:
+    """Return ``table[value]``.
+
+    Raises:
+        ValueError: if ``value`` is not one of the keys; the message lists them.
+    """
+    if not isinstance(value, str) or value not in table:
+        known = ", ".join(repr(key) for key in sorted(table))
+        raise ValueError(f"{name} must be one of {known}; it was {value!r}")
+    return table[value]
+
+
+def latents(name: str, value: object, dim: int | None, axis: int = -1) -> None:
+    """Check that ``value`` is a floating-point tensor with ``dim`` entries along ``axis``.
+
+    Raises:
+        TypeError: if it is no tensor, or not of a real floating-point dtype.
+        ValueError: if its shape does not fit.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; it was a {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype; it was {value.dtype}")
+    if dim is not None and (
+        value.ndim < (axis if axis >= 0 else -axis) + (axis >= 0) or value.shape[axis] != dim
+    ):
+        where = "the last axis" if axis == -1 else f"axis {axis}"
+        raise ValueError(f"{name} must have {dim} entries along {where}; its shape was {tuple(value.shape)}")
+
+
+def matrix_pair(z: Tensor, codebook: Tensor) -> None:
+    """Check latents (..., D) against a codebook (K, D) on the same device.
+
+    Raises:
+        TypeError: on a dtype that is not floating-point.
+        ValueError: on shapes or devices that do not fit, or an empty codebook.
+    """
+    latents("codebook", codebook, None)
+    if codebook.ndim != 2 or 0 in codebook.shape:
+        raise ValueError(
+            f"codebook must have shape (K, D), K and D at least 1; it was {tuple(codebook.shape)}"
+        )
+    latents("z", z, codebook.shape[1])
+    if z.device != codebook.device:
+        raise ValueError(
+            f"z and codebook must be on one device; they were on {z.device} and {codebook.device}"
+        )
+
+
+def code_indices(codes: object, size: int) -> Tensor:
+    """Return ``codes`` as int64 if it is an integer tensor with entries in [-1, size).
+
+    Raises:
+        TypeError: if it is no integer tensor.
+        ValueError: if an entry is out of range (-1 means dropped).
+    """
+    integer = isinstance(codes, torch.Tensor) and not (
+        codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool
+    )
+    if not isinstance(codes, torch.Tensor) or not integer:
+        what = codes.dtype if isinstance(codes, torch.Tensor) else type(codes).__name__
+        raise TypeError(f"codes must be a tensor of an integer dtype; it was {what}")
+    wide = codes.long()
+    if wide.numel() and not (int(wide.min()) >= -1 and int(wide.max()) < size):
+        raise ValueError(
+            f"codes must lie in [0, {size}) (or be -1: dropped); they were in [{wide.min()}, {wide.max()}]"
+        )
+    return wide
+
+
+def mask(value: object, shape: tuple[int, ...]) -> None:
+    """Check that a mask is a bool tensor with the shape of the codes.
+
+    Raises:
+        TypeError: if it is no bool tensor.
+        ValueError: if its shape does not fit.
+    """
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.bool:
+        what = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"mask must be a bool tensor (True: kept); it was {what}")
+    if value.shape != shape:
+        raise ValueError(
+            f"mask must have the shape of the codes, {tuple(shape)}; it was {tuple(value.shape)}"
+        )

@@ -1,0 +1,100 @@
+"""Codebook learning by moving averages: plain functions of counts, sums and codes (theory T17-T22)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from vqverify.reference import _checks
+
+LEAST_COUNT = 2.0**-60
+"""Counts stop decaying here. Without it an unused code's N and m reach subnormal numbers after 8690 steps at
+decay 0.99, where rounding holds them up and m/N drifts (T20); ΣN is off by at most K·2⁻⁶⁰."""
+
+
+class Statistics(NamedTuple):
+    """What a batch says about a codebook: ``counts`` n (K,) and ``sums`` S (K, D) of the assigned latents.
+
+    They add over pieces of a batch (T22): sum them over devices, never average codebooks.
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+
+class EmaState(NamedTuple):
+    """Codes e (K, D) with accumulators: ``counts`` N (K,), ``sums`` m (K, D); m = N e at the start (T18)."""
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+
+
+def code_statistics(z: Tensor, codes: Tensor, size: int, *, masked: bool = False) -> Statistics:
+    """Return n and S of latents (N, D) assigned to ``codes`` (N,), without a one-hot matrix.
+
+    Sums are accumulated in at least float32, in the order of the latents on a CPU.
+
+    Args:
+        z: latents.
+        codes: int64 in [0, size), or -1 for latents that do not count.
+        size: K.
+        masked: whether some codes may be -1.
+    """
+    wide = torch.promote_types(z.dtype, torch.float32)
+    if masked:
+        # one more bin for the latents that do not count; theirs may be NaN, but it is cut off
+        codes = torch.where(codes < 0, size, codes)
+    bins = size + masked
+    counts = torch.bincount(codes, minlength=bins)[:size].to(wide)
+    sums = torch.zeros(bins, z.shape[-1], dtype=wide, device=z.device)
+    sums.index_add_(0, codes, z.detach().to(wide))
+    return Statistics(counts, sums[:size])
+
+
+def all_reduce(batch: Statistics) -> Statistics:
+    """Return the sums of the statistics over all processes of the default group, if there is one (T22)."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return batch
+    flat = torch.cat([batch.counts.unsqueeze(1), batch.sums], 1)
+    distributed.all_reduce(flat)
+    return Statistics(flat[:, 0], flat[:, 1:])
+
+
+def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: float = 0.0) -> EmaState:
+    """Return N' = γN + (1-γ)n, m' = γm + (1-γ)S, e' = m'/N' (van den Oord et al. 2017; theory T17).
+
+    Without smoothing a code without latents keeps its value bit for bit, for ever, and m' = N'e there (T20).
+    With it e' = m'/N̂, N̂ = (N' + ε) T/(T + Kε), T = ΣN': codes shrink by the factor ρ of T21.
+
+    Args:
+        state: codes and accumulators before the step, N and m in at least float32.
+        batch: counts and sums of the batch.
+        decay: γ in [0, 1].
+        smoothing: ε ≥ 0 of the Laplace smoothing; 0 for none.
+
+    Raises:
+        ValueError: if ``decay`` or ``smoothing`` is out of range.
+    """
+    _checks.number("decay", decay, 0, 1)
+    _checks.number("smoothing", smoothing)
+    old, n = state.codebook.to(state.sums.dtype), batch.counts.to(state.counts.dtype)
+    used = (n > 0).unsqueeze(1)
+    counts = (state.counts * decay).add_(n, alpha=1 - decay).clamp_(min=LEAST_COUNT)
+    sums = (state.sums * decay).add_(batch.sums.to(state.sums.dtype), alpha=1 - decay)
+    # decay 1 keeps everything: m'/N' would still round
+    moves = used & (decay < 1)
+    sums = torch.where(used, sums, old * counts.unsqueeze(1))
+    if smoothing:
+        codebook = sums / laplace_counts(counts, smoothing).unsqueeze(1)
+    else:
+        codebook = torch.where(moves, sums / counts.unsqueeze(1), old)
+    return EmaState(codebook.to(state.codebook.dtype), counts, sums)
+
+
+def laplace_counts(counts: Tensor, smoothing: float) -> Tensor:
+    """Return N̂ = (N + ε) T/(T + Kε) with T = ΣN: the same total, no count at 0 (T21)."""
+    total = counts.sum()
+    return (counts + smoothing) * (total / (total + len(counts) * smoothing))

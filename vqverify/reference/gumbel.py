@@ -1,0 +1,91 @@
+"""A stochastic quantizer: codes sampled from predicted logits, relaxed for the backward pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vqverify.reference import _checks
+from vqverify.reference.estimators import straight_through
+from vqverify.reference.layers import Quantized
+
+
+class GumbelVQ(nn.Module):
+    """Straight-through Gumbel-softmax quantization (Jang et al. 2017; Karpathy 2021; theory T30).
+
+    Logits are predicted from the latent. **Stochastic in train mode**: the code is argmax(logits + Gumbel
+    noise), one draw a latent from the global generator. Deterministic in eval mode: the code is
+    argmax(logits), ties to the lowest index. In both the value is one code, exactly, and the gradient that
+    of the relaxation softmax((logits + noise)/τ); it reaches the codes and the logits.
+
+    Attributes:
+        logits: linear map D -> K.
+        codebook: the codes (K, D), a parameter.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        temperature: float = 1.0,
+        kl_weight: float = 5e-4,
+        channel_first: bool = False,
+    ) -> None:
+        """Build a layer.
+
+        Args:
+            dim: D, entries of a latent.
+            codebook_size: K, number of codes.
+            temperature: τ > 0 of the relaxation; it does not change the law of the codes.
+            kl_weight: weight of mean KL(softmax(logits) || uniform), in nats.
+            channel_first: latents are (B, D, ...) and not (..., D).
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        super().__init__()
+        self.dim = _checks.positive_int("dim", dim)
+        self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
+        self.temperature = _checks.positive_number("temperature", temperature)
+        self.kl_weight = _checks.number("kl_weight", kl_weight)
+        self.channel_first = channel_first
+        self.logits = nn.Linear(dim, codebook_size)
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Raises:
+            TypeError: on a dtype that is not floating-point.
+            ValueError: on a shape that does not fit.
+        """
+        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
+        rows = z.movedim(1, -1) if self.channel_first else z
+        logits = self.logits(rows)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        noisy = logits + gumbel_like(logits) if self.training else logits
+        codes = noisy.argmax(-1)
+        hard = nn.functional.one_hot(codes, self.codebook_size)
+        weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
+        z_q = (weights @ self.codebook.to(weights.dtype)).to(z.dtype)
+        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, self._loss(logits))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the codes' vectors; -1 (dropped) gives 0."""
+        index = _checks.code_indices(codes, self.codebook_size)
+        z_q = nn.functional.embedding(index.clamp(min=0), self.codebook)
+        z_q = z_q.where((index >= 0).unsqueeze(-1), 0)
+        return z_q.movedim(-1, 1) if self.channel_first else z_q
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, -1)
+        divergence = (log_p.exp() * (log_p + math.log(self.codebook_size))).sum(-1)
+        return self.kl_weight * divergence.sum() / max(1, divergence.numel())
+
+
+def gumbel_like(x: Tensor) -> Tensor:
+    """Return standard Gumbel noise -log E, E exponential, shaped as ``x``, from the global generator."""
+    return -torch.empty_like(x).exponential_().clamp_(min=torch.finfo(x.dtype).tiny).log_()

@@ -1,0 +1,78 @@
+"""Factorised, normalised codes: a lookup on the sphere of a low-dimensional projection (Yu et al. 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vqverify.reference import _checks
+from vqverify.reference.layers import Quantized, VectorQuantizer
+
+
+class ProjectedCosineVQ(nn.Module):
+    """Project, quantize by cosine, project back (ViT-VQGAN; Fifty et al. 2024, section 5.3).
+
+    Loss, estimator and codebook live in the projected space, on its unit sphere.
+
+    Attributes:
+        project_in: linear map D -> ``codebook_dim``.
+        quantizer: the cosine :class:`VectorQuantizer`.
+        project_out: linear map ``codebook_dim`` -> D.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        codebook_dim: int = 8,
+        estimator: str = "rotation",
+        decay: float = 0.99,
+        commitment_weight: float = 0.25,
+        learning: str = "ema",
+        codebook_weight: float = 1.0,
+        channel_first: bool = False,
+    ) -> None:
+        """Build a layer; ``codebook_dim`` is the projection's width, the rest as in :class:`VectorQuantizer`.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        super().__init__()
+        self.dim = _checks.positive_int("dim", dim)
+        self.channel_first = channel_first
+        width = _checks.positive_int("codebook_dim", codebook_dim)
+        self.project_in = nn.Linear(dim, width)
+        self.quantizer = VectorQuantizer(
+            width,
+            codebook_size,
+            estimator=estimator,
+            metric="cosine",
+            decay=decay,
+            commitment_weight=commitment_weight,
+            learning=learning,
+            codebook_weight=codebook_weight,
+        )
+        self.project_out = nn.Linear(width, dim)
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Arguments and errors are those of :meth:`VectorQuantizer.forward`. A masked latent gives 0: the biases
+        do not reach it.
+        """
+        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
+        rows = z.movedim(1, -1) if self.channel_first else z
+        if mask is not None:
+            _checks.mask(mask, rows.shape[:-1])
+            rows = rows.where(mask.unsqueeze(-1), 0)
+        inner = self.quantizer(self.project_in(rows), mask)
+        z_q = self.project_out(inner.z_q)
+        if mask is not None:
+            z_q = z_q.where(mask.unsqueeze(-1), 0)
+        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, inner.codes, inner.loss)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return z_q of codes (...): the code's vector, projected back; -1 (dropped) gives 0."""
+        index = _checks.code_indices(codes, self.quantizer.codebook_size)
+        z_q = self.project_out(self.quantizer.decode(index)).where((index >= 0).unsqueeze(-1), 0)
+        return z_q.movedim(-1, 1) if self.channel_first else z_q
