@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,10 @@ from vqverify.randomness import forked
 
 @contextmanager
 def guarded(doing: str) -> Iterator[None]:
-    """Turn whatever a layer raises into `Violation("raised")`; what it prints is swallowed."""
+    """Turn whatever a layer raises into `Violation("raised")`; what it prints or warns is swallowed."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except Violation:
         raise
@@ -86,7 +88,7 @@ class Layer:
     def _codes(self, raw: Any, call: Call, n: int, groups: int) -> Tensor | None:
         if not call.codes:
             return None
-        parts = [leave(_tensor(raw, output.path), output.form, n, groups).reshape(n, -1) for output in call.codes]
+        parts = [_rows_of_codes(_tensor(raw, output.path), output.form, n, groups) for output in call.codes]
         codes = torch.cat(parts, dim=1).detach()
         return codes if not codes.is_floating_point() else codes.round().long()
 
@@ -153,6 +155,14 @@ class Layer:
         with guarded("a pass"):
             return getattr(self.module, self.plan.method)(enter(z, self.plan.calls[0].layout), **self.plan.arguments)
 
+    def codebook_gradients(self, value: Tensor) -> tuple[Tensor, ...]:
+        tensors = state.all_tensors(self.module)
+        found: list[Tensor] = []
+        for slot in self.plan.slots:
+            with guarded("backward"):
+                found.append(_view({slot.name: capture.pull(value, tensors[slot.name], torch.ones_like(value))}, slot))
+        return tuple(found)
+
     def codebooks(self) -> tuple[Tensor, ...]:
         tensors = state.all_tensors(self.module)
         return tuple(_effective(slot, _view(tensors, slot).detach().clone()) for slot in self.plan.slots)
@@ -181,7 +191,7 @@ class Layer:
     def decode(self, codes: Tensor, method: str) -> Tensor:
         decoder: Decoder = next(found for found in self.plan.decoders if found.method == method)
         n = len(codes)
-        shaped = enter(codes, decoder.codes_form.replace("L", "D"))
+        shaped = enter(codes if "L" in decoder.codes_form else codes.squeeze(1), decoder.codes_form)
         with guarded(f"{method}(codes)"), torch.no_grad():
             value = getattr(self.module, method)(shaped)
         if not isinstance(value, Tensor):
@@ -220,6 +230,12 @@ class Layer:
         return twin
 
 
+def _rows_of_codes(value: Tensor, form: str, n: int, groups: int) -> Tensor:
+    rows = leave(value, form, n, groups)
+    rows = rows.argmax(-1) if "K" in form else rows
+    return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
+
+
 def _tensor(raw: Any, path: tuple[str | int, ...]) -> Tensor:
     value = fetch(raw, path)
     if not isinstance(value, Tensor):
@@ -231,7 +247,10 @@ def _node(out: Quantized, place: Place) -> Node:
     if isinstance(place, str):
         return out.z if place == "z" else out.z_q
     kind, level = place
-    return getattr(out.levels[level], kind)
+    node = out.levels[level].z_c if kind == "z_c" else out.levels[level].q_c
+    if node is None:
+        raise Violation("detached", f"the latent of level {level} has no place in the graph")
+    return node
 
 
 def _view(tensors: Mapping[str, Tensor], slot: Slot) -> Tensor:

@@ -1,11 +1,13 @@
 """How to call a layer: the value that discovery or an adapter produces, and that `Layer` follows.
 
 Shapes are written as *forms*, one letter an axis: B batch, N latents of a batch entry, H and W image axes,
-T time, D features, L levels, F all latents flattened, 1 a singleton. `BDHW` is the image layout.
+T time, D features, L levels (twice where groups hold levels), K the axis of a one-hot code, F all latents
+flattened, 1 a singleton. `BDHW` is the image layout.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -103,13 +105,41 @@ def sizes(form: str, n: int, groups: int) -> dict[str, int]:
     return found
 
 
+def arrange(rows: Tensor, form: str, size: Mapping[str, int]) -> Tensor:
+    """Give rows (N, ...) the axes of a form; `size` says how long each token axis is.
+
+    The axes of `rows` after the first are those of the letters D, L and K in the form, in its order.
+    """
+    order = [*(letter for letter in TOKENS if letter in form), *(letter for letter in form if letter not in TOKENS + "1")]
+    shaped = rows.reshape(*(size[letter] for letter in TOKENS if letter in form), *rows.shape[1:])
+    axes: list[int] = []
+    for letter in form.replace("1", ""):
+        axes.append(next(axis for axis, name in enumerate(order) if name == letter and axis not in axes))
+    shaped = shaped.permute(*axes)
+    for axis, letter in enumerate(form):
+        shaped = shaped.unsqueeze(axis) if letter == "1" else shaped
+    return shaped
+
+
+def gather(value: Tensor, form: str, size: Mapping[str, int]) -> Tensor:
+    """Read a tensor of a form as rows (N, ...), the axes D, L and K of the form after the first.
+
+    Raises:
+        Violation: `shape`, if the tensor is not of that form.
+    """
+    want = tuple(length if letter in "DLK" else size[letter] for letter, length in zip(form, value.shape, strict=False))
+    if value.ndim != len(form) or tuple(value.shape) != want:
+        known = "(" + ", ".join(f"{letter}={size.get(letter, '?')}" for letter in form) + ")"
+        raise Violation("shape", f"expected an output of shape {known}, got {tuple(value.shape)}")
+    order = sorted(range(len(form)), key=lambda axis: (TOKENS + "1LDK").index(form[axis]))
+    kept = [value.shape[axis] for axis in order if form[axis] in "LDK"]
+    n = math.prod(value.shape[axis] for axis in order if form[axis] in TOKENS)
+    return value.permute(*order).reshape(n, *kept)
+
+
 def enter(z: Tensor, layout: str, groups: int = 1) -> Tensor:
     """Arrange rows (N, D) as a layer's input of the given layout."""
-    size = sizes(layout, len(z), groups)
-    tokens = [letter for letter in TOKENS if letter in layout]
-    shaped = z.reshape(*(size[letter] for letter in tokens), z.shape[1])
-    order = [*tokens, "D"]
-    return shaped.permute(*(order.index(letter) for letter in layout))
+    return arrange(z, layout, sizes(layout, len(z), groups))
 
 
 def leave(value: Tensor, form: str, n: int, groups: int = 1) -> Tensor:
@@ -118,17 +148,7 @@ def leave(value: Tensor, form: str, n: int, groups: int = 1) -> Tensor:
     Raises:
         Violation: `shape`, if the tensor is not of that form for n latents.
     """
-    size = sizes(form, n, groups)
-    known = {letter: size[letter] for letter in form if letter not in "DL"}
-    for letter, length in zip(form, value.shape, strict=False):
-        if letter in "DL":
-            known[letter] = length
-    if value.ndim != len(form) or tuple(value.shape) != tuple(known[letter] for letter in form):
-        want = "(" + ", ".join(f"{letter}={known.get(letter, '?')}" for letter in form) + ")"
-        raise Violation("shape", f"expected an output of shape {want}, got {tuple(value.shape)}")
-    order = sorted(range(len(form)), key=lambda axis: (TOKENS + "1LD").index(form[axis]))
-    rows = value.permute(*order)
-    return rows.reshape(n, *(known[form[axis]] for axis in order if form[axis] in "LD"))
+    return gather(value, form, sizes(form, n, groups))
 
 
 def fetch(returned: Any, path: tuple[str | int, ...]) -> Any:

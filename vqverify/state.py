@@ -72,7 +72,7 @@ def take(module: nn.Module) -> Snapshot:
 def put_back(snapshot: Snapshot) -> None:
     """Restore the same objects with the values that they had; gradients are cleared."""
     for table, entries in snapshot.tables:
-        if table != entries or list(table) != list(entries):
+        if list(table) != list(entries) or any(table[name] is not value for name, value in entries.items()):
             table.clear()
             table.update(entries)
     for container, entries in snapshot.containers:
