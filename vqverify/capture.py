@@ -82,7 +82,7 @@ class Located:
     """Positions of every level's z_c and q_c, valid for records of the same length."""
 
     length: int
-    levels: tuple[tuple[Position, Position], ...]
+    levels: tuple[tuple[Position | None, Position], ...]
 
 
 def readings(tensor: Tensor, n: int, dim: int, levels: int) -> Iterator[Reading]:
@@ -135,7 +135,7 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
     Returns:
         Positions, or None unless every level was found.
     """
-    found: list[tuple[Position, Position]] = []
+    found: list[tuple[Position | None, Position]] = []
     n, levels = codes.shape
     for level, table in enumerate(codebook):
         pair = _locate_level(record, leaf, table.to(leaf)[codes[:, level].clamp_min(0)], n, level, levels)
@@ -147,7 +147,7 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
 
 def _locate_level(
     record: Sequence[Tensor], leaf: Tensor, want: Tensor, n: int, level: int, levels: int
-) -> tuple[Position, Position] | None:
+) -> tuple[Position | None, Position] | None:
     dim = want.shape[1]
     near = [
         Position(index, reading)
@@ -159,13 +159,14 @@ def _locate_level(
         return None
     probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(want)
     attached = [spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)]
-    pairs = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached or near[-1:]]
-    pairs = [(cut, spot) for cut, spot in pairs if cut is not None]
+    if not attached:  # a pass without an estimator: only the first level's latent is known, if it is the input
+        return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), near[-1]
+    cuts = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached]
+    pairs = [(cut, spot) for cut, spot in cuts if cut is not None]
     exact = (
         (cut, spot)
         for cut, spot in pairs
-        if attached
-        and _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)
+        if _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)
         and _known(record, leaf, (cut, spot), probe, dim, levels)
     )
     return next(exact, pairs[-1] if pairs else None)
@@ -218,7 +219,7 @@ def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequenc
     count = len(located.levels)
     return tuple(
         Level(
-            node(tensor_at(record, leaf, z_c.index), z_c.reading, dim, count),
+            None if z_c is None else node(tensor_at(record, leaf, z_c.index), z_c.reading, dim, count),
             node(tensor_at(record, leaf, q_c.index), q_c.reading, dim, count),
         )
         for (z_c, q_c), dim in zip(located.levels, dims, strict=True)

@@ -71,9 +71,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Level:
-    """One search of a pass, in code space: latent z_c and code q_c (after the estimator), (N, Dc) each."""
+    """One search of a pass, in code space: latent z_c and code q_c (after the estimator), (N, Dc) each.
 
-    z_c: Node
+    z_c is None where it cannot be told: a later level of a pass that is not attached to a graph.
+    """
+
+    z_c: Node | None
     q_c: Node
 
 
@@ -184,6 +187,18 @@ class Quantizer(Protocol):
 
     def vjp(self, out: Quantized, g: Tensor, src: Place = "z_q", dst: Place = "z") -> Tensor:
         """Jᵀg from one place of a pass to an earlier one; rows (N, Dc) like `dst`; zeros if detached."""
+        ...
+
+    def grad(self, z: Tensor, f: Callable[[Tensor], Tensor], *, seed: int = 0) -> Tensor:
+        """Gradient that z (N, D) receives through a decoder and loss f: rows (N, D) -> scalar, in train mode."""
+        ...
+
+    def raw(self, z: Tensor, *, train: bool) -> Any:
+        """A pass with no fork and no seed, as a user makes it: for what a layer does to the generators."""
+        ...
+
+    def codebook_gradients(self, value: Tensor) -> tuple[Tensor, ...]:
+        """Gradient of a scalar with respect to each level's stored codebook, (K, Dc); zeros if none flows."""
         ...
 
     def codebooks(self) -> tuple[Tensor, ...]:

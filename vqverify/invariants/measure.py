@@ -1,0 +1,108 @@
+"""What the rows share: the rounding model at a layer's effective precision, and views of a pass in code space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqverify.bounds import unit_roundoff
+from vqverify.case import Case
+from vqverify.quantizer import Level, Quantized, Quantizer
+from vqverify.symbolic import oracles
+
+Array = NDArray[np.float64]
+GUARD = 1e-6  # the ε that layers customarily add to a norm, or clamp it at
+SAFE = 1e-2  # a row is judged by a law only where its rounding bound is below this
+
+
+def trait(subject: Quantizer, name: str, default: Any = None) -> Any:
+    """Value of a trait, `default` where it is unknown."""
+    finding = subject.traits.get(name)
+    return default if finding is None or finding.value is None else finding.value
+
+
+def roundoff(subject: Quantizer) -> float:
+    """Unit roundoff u of the precision in which the layer computes (it may hide a `.float()`)."""
+    name = str(trait(subject, "effective_precision", "")).removeprefix("torch.")
+    found = getattr(torch, name, None)
+    hidden = unit_roundoff(found) if isinstance(found, torch.dtype) and found.is_floating_point else 0.0
+    return max(hidden, unit_roundoff(subject.domain.dtype))
+
+
+def array(rows: Tensor) -> Array:
+    """Rows as float64 NumPy, detached."""
+    return rows.detach().to("cpu", torch.float64).numpy()
+
+
+def norms(rows: Array) -> Array:
+    """Euclidean norm of each row, (N,)."""
+    return np.linalg.norm(rows, axis=-1)
+
+
+@dataclass(frozen=True)
+class View:
+    """One level of a pass as numbers: latents z, codes q = e[k] from before the pass, (N, Dc) float64 each."""
+
+    index: int
+    level: Level
+    z: Array
+    q: Array
+    k: NDArray[np.int64]
+    codebook: Array
+
+    @property
+    def value(self) -> Array:
+        """What the layer put in place of q."""
+        return array(self.level.q_c.rows)
+
+
+def views(out: Quantized) -> Iterator[View]:
+    """Levels of a traced pass whose latents are known; dropped latents (code −1) are the caller's to leave out."""
+    for index, (level, table) in enumerate(zip(out.levels, out.codebook, strict=False)):
+        if level.z_c is None or out.codes is None:
+            continue
+        k = out.codes[:, index].cpu().numpy()
+        book = array(table)
+        yield View(index, level, array(level.z_c.rows), book[np.clip(k, 0, len(book) - 1)], k, book)
+
+
+def traced(subject: Quantizer, case: Case, *, train: bool = True) -> Quantized:
+    """The pass under test, recorded."""
+    return subject.forward(case.z, train=train, seed=case.seed, trace=True)
+
+
+def sigma(z: Array, q: Array) -> Array:
+    """|ẑ + q̂| a row, (N,): 2 cos(θ/2), 0 for antiparallel pairs; 0 where a norm is 0."""
+    a, b = norms(z), norms(q)
+    fine = (a > 0) & (b > 0)
+    out = np.zeros(len(z))
+    out[fine] = norms(z[fine] / a[fine, None] + q[fine] / b[fine, None])
+    return out
+
+
+def rotation_law_bound(z: Array, q: Array, u: float) -> Array:
+    """Relative error that any sensible implementation of the rotation keeps to; inf where none is claimed.
+
+    B₁ of T5, plus what a denominator 1 + cos θ costs (4(2d+5)u/σ²), plus the customary ε in the norms
+    (5ε/|e|, amplified by 1/(1 + cos θ)). The row `rotation.accuracy` asks for B₁ alone.
+    """
+    d = z.shape[1]
+    s = sigma(z, q)
+    least = np.minimum(norms(z), norms(q))
+    out = np.full(len(z), np.inf)
+    fine = (s > 1e-3) & (least > 1e-3) & (np.maximum(norms(z), norms(q)) < 1e15)
+    out[fine] = (
+        oracles.bound_b1(d, s[fine], u) + 4 * (2 * d + 5) * u / s[fine] ** 2 + 10 * GUARD / least[fine] / s[fine] ** 2
+    )
+    return out
+
+
+def tiny(subject: Quantizer) -> float:
+    """Smallest normal number of the layer's dtype: underflow to it is not an error."""
+    return torch.finfo(subject.domain.dtype).tiny

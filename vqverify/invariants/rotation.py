@@ -1,0 +1,212 @@
+"""The rotation trick: J = λR with Jz = q, the rotation in the plane of z and q (paper 000 §4; theory T1-T6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from vqverify.bounds import Clause, within
+from vqverify.case import Case
+from vqverify.invariant import invariant
+from vqverify.invariants.measure import Array, SAFE, View, array, norms, rotation_law_bound, roundoff, sigma, traced, views
+from vqverify.quantizer import Quantized, Quantizer
+from vqverify.symbolic import oracles
+
+NEEDS = ("estimator=rotation", "levels")
+CORNERS = ("antiparallel", "parallel", "on-code", "single", "unit", "tie")
+MUTANTS = ("rotation_transposed", "rotation_unscaled", "silent_straight_through", "rotation_reflection")
+MOST_ENTRIES = 10**6  # of the Jacobians of one batch: D vector-Jacobian products, N·D² numbers
+
+
+def judged(view: View, u: float) -> tuple[Array, Array]:
+    """Rows that a law judges, as indices, with their relative bound."""
+    bound = rotation_law_bound(view.z, view.q, u)
+    keep = np.flatnonzero((bound < SAFE) & (view.k >= 0))
+    return keep, bound[keep]
+
+
+def received(subject: Quantizer, out: Quantized, view: View, g: Array) -> Array:
+    """Jᵀg at a level for cotangents (N, Dc) given at its code."""
+    source = torch.from_numpy(g).to(subject.domain.dtype)
+    return array(subject.vjp(out, source, ("q_c", view.index), ("z_c", view.index)))
+
+
+def cotangents(subject: Quantizer, case: Case, view: View) -> Array:
+    """Cotangents of the case, in code space: resized to Dc, as the layer will see them."""
+    g = array(case.g)
+    n, d = view.z.shape
+    if g.shape != (n, d):
+        g = np.resize(g, (n, d))
+    return array(torch.from_numpy(g).to(subject.domain.dtype))
+
+
+def _jacobians(subject: Quantizer, case: Case) -> Iterator[tuple[View, Array, Array, Array]]:
+    """Each level with its judged rows, their bounds, and their Jacobians divided by λ, (n, D, D)."""
+    d = subject.domain.dim
+    most = max(1, MOST_ENTRIES // d**2)
+    short = Case(case.z[:most], case.g[:most], case.seed, case.codebook, case.history, case.part)
+    out = traced(subject, short)
+    for view in views(out):
+        keep, bound = judged(view, roundoff(subject))
+        if not len(keep):
+            continue
+        n, dc = view.z.shape
+        rows = [received(subject, out, view, np.broadcast_to(np.eye(dc)[i], (n, dc)).copy()) for i in range(dc)]
+        scale = norms(view.q[keep]) / norms(view.z[keep])
+        yield view, keep, bound, np.stack(rows, axis=1)[keep] / scale[:, None, None]
+
+
+@invariant(
+    "rotation.angle", source="000 A.3; theory T2", needs=NEEDS, mutants=MUTANTS[:1] + MUTANTS[2:3], corners=CORNERS, state="both",
+    hint="R maps ẑ to q̂ and autograd applies its transpose: 2 q̂ẑᵀ, not 2 ẑq̂ᵀ; a detach of the whole product is straight-through.",
+)
+def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The angle between the received gradient and z equals the angle between the sent gradient and q: ⟨z, Jᵀg⟩ = ⟨q, g⟩."""
+    out = traced(subject, case)
+    u = roundoff(subject)
+    for view in views(out):
+        keep, bound = judged(view, u)
+        if len(keep):
+            g = cotangents(subject, case, view)
+            got = received(subject, out, view, g)[keep]
+            z, q, g = view.z[keep], view.q[keep], g[keep]
+            error = (z * got).sum(-1) - (q * g).sum(-1)
+            allowed = norms(q) * norms(g) * (bound + 2 * z.shape[1] * u)
+            yield within(error, allowed, "angle", f"⟨z, Jᵀg⟩ − ⟨q, g⟩ at level {view.index}")
+
+
+@invariant(
+    "rotation.norm", source="000 A.3; theory T2", needs=NEEDS, mutants=("rotation_unscaled",), corners=CORNERS, state="both",
+    hint="the gradient is scaled by λ = |q|/|z|; leaving λ out, inverting or squaring it changes its norm.",
+)
+def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The received gradient has λ times the norm of the sent one: |Jᵀg| = λ|g|, λ = |q|/|z|."""
+    out = traced(subject, case)
+    u = roundoff(subject)
+    for view in views(out):
+        keep, bound = judged(view, u)
+        if len(keep):
+            g = cotangents(subject, case, view)
+            got = received(subject, out, view, g)[keep]
+            want = norms(view.q[keep]) / norms(view.z[keep]) * norms(g[keep])
+            yield within(norms(got) - want, want * (bound + 2 * view.z.shape[1] * u), "norm", f"|Jᵀg| − λ|g| at level {view.index}")
+
+
+@invariant(
+    "rotation.maps", source="000 §4.2, A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled", "silent_straight_through"),
+    corners=CORNERS, hint="λR must take z to q: check λ = |q|/|z| and that both vectors are normalised before they are combined.",
+)
+def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The estimator's Jacobian takes the latent to its code: (λR) z = q."""
+    for view, keep, bound, r in _jacobians(subject, case):
+        z, q = view.z[keep], view.q[keep]
+        scale = norms(q) / norms(z)
+        error = norms(scale[:, None] * np.einsum("nij,nj->ni", r, z) - q)
+        yield within(error, norms(q) * bound * np.sqrt(z.shape[1]), "maps", f"|λRz − q| at level {view.index}")
+
+
+@invariant(
+    "rotation.orthogonal", source="000 A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled",), corners=CORNERS,
+    hint="r = ẑ + q̂ has to be divided by its norm before I − 2rrᵀ is a reflection.",
+)
+def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The Jacobian is a multiple of an orthogonal map: J Jᵀ = λ² I."""
+    for view, _, bound, r in _jacobians(subject, case):
+        d = r.shape[-1]
+        error = np.abs(np.einsum("nij,nkj->nik", r, r) - np.eye(d)).max((1, 2))
+        yield within(error, 2 * bound + bound**2, "orthogonal", f"max |RRᵀ − I| at level {view.index}")
+
+
+@invariant(
+    "rotation.determinant", source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    hint="one Householder reflection maps ẑ to q̂ as well, but turns space inside out; a rotation is two of them.",
+)
+def determinant(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """R is a rotation and no reflection: det(J)/λᴰ = +1."""
+    for view, _, bound, r in _jacobians(subject, case):
+        d = r.shape[-1]
+        fine = d * bound < 0.1
+        if fine.any():
+            # |det(R + E) − 1| ≤ (1 + ‖E‖₂)ᴰ − 1 for orthogonal R with det R = 1
+            allowed = np.expm1(d * np.log1p(np.sqrt(d) * bound[fine])) + 4 * d * np.finfo(float).eps
+            yield within(np.linalg.det(r[fine]) - 1, allowed, "determinant", f"det R − 1 at level {view.index}")
+
+
+@invariant(
+    "rotation.fixes_complement", source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    hint="directions orthogonal to z and q are only scaled: a rotation in another plane, or −I on the complement, is wrong.",
+)
+def fixes_complement(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Gradients orthogonal to span(z, q) are only scaled: Jᵀg = λg."""
+    out = traced(subject, case)
+    u = roundoff(subject)
+    for view in views(out):
+        keep, bound = judged(view, u)
+        g = cotangents(subject, case, view) + np.linspace(1, 2, view.z.shape[1])
+        across = array(torch.from_numpy(_across(g, view.z, view.q)).to(subject.domain.dtype))
+        keep_, bound = keep[norms(across)[keep] > 0.1], bound[norms(across)[keep] > 0.1]
+        if len(keep_):
+            got = received(subject, out, view, across)[keep_]
+            scale = norms(view.q[keep_]) / norms(view.z[keep_])
+            want = scale[:, None] * across[keep_]
+            # rounding `across` to the layer's dtype leaves a part u|g| in the plane, which R moves by at most twice itself
+            allowed = norms(want) * (bound + 4 * u)
+            yield within(norms(got - want), allowed, "complement", f"|Jᵀg − λg| for g ⟂ span(z, q) at level {view.index}")
+
+
+def _across(g: Array, z: Array, q: Array) -> Array:
+    """Part of g orthogonal to z and q, row by row, by two rounds of Gram-Schmidt."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        first = np.nan_to_num(z / norms(z)[:, None])
+        second = q - (q * first).sum(-1, keepdims=True) * first
+        size = norms(second)[:, None]
+        second = np.where(size > 1e-6 * np.maximum(norms(q)[:, None], 1e-30), np.nan_to_num(second / size), 0.0)
+    for _ in range(2):
+        for axis in (first, second):
+            g = g - (g * axis).sum(-1, keepdims=True) * axis
+    return g
+
+
+@invariant(
+    "rotation.minimal", source="theory T3", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    hint="angle and norm hold for a reflection too; only the trace and the distance to the identity single out the rotation.",
+)
+def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """R turns by the angle between z and q and by no more: tr R = D − 2 + 2 cos θ, and ‖J − I‖₂ = |q − z|/|z|."""
+    u = roundoff(subject)
+    for view, keep, bound, r in _jacobians(subject, case):
+        z, q = view.z[keep], view.q[keep]
+        d = z.shape[1]
+        if d < 2:
+            continue
+        cosine = (z * q).sum(-1) / norms(z) / norms(q)
+        trace = np.einsum("nii->n", r) - (d - 2 + 2 * cosine)
+        yield within(trace, d * bound, "trace", f"tr R − (D − 2 + 2 cos θ) at level {view.index}")
+        scale = norms(q) / norms(z)
+        far = np.linalg.norm(scale[:, None, None] * r - np.eye(d), ord=2, axis=(1, 2)) - norms(q - z) / norms(z)
+        yield within(far, scale * bound * np.sqrt(d) + 4 * u, "distance", f"‖J − I‖₂ − |q − z|/|z| at level {view.index}")
+
+
+@invariant(
+    "rotation.accuracy", kind="limit", source="theory T5, T6", needs=NEEDS, mutants=("rotation_one_plus_cosine",),
+    corners=("antiparallel", "parallel", "on-code", "unit", "zero"),
+    hint="divide by |ẑ + q̂|²/2, which keeps its relative accuracy, and not by 1 + cos θ; put no ε into norms.",
+)
+def accuracy(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The backward rotation is within B₁ = (9d + 41 + (4d + 16)/σ)u of the exact one at every angle, relative to λ|g|."""
+    out = traced(subject, case)
+    u = roundoff(subject)
+    for view in views(out):
+        s = sigma(view.z, view.q)
+        d = view.z.shape[1]
+        least = np.minimum(norms(view.z), norms(view.q))
+        keep = np.flatnonzero((s > 2 * (4 * d + 16) * u) & (least > 1e-15) & (view.k >= 0))
+        if len(keep):
+            g = cotangents(subject, case, view)
+            got = received(subject, out, view, g)[keep]
+            z, q, g = view.z[keep], view.q[keep], g[keep]
+            want = oracles.rotation_vjp(z, q, g)
+            allowed = norms(q) / norms(z) * norms(g) * oracles.bound_b1(d, s[keep], u)
+            yield within(norms(got - want), 1.01 * allowed, "accuracy", f"|Jᵀg − exact| at level {view.index}")

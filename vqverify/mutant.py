@@ -1,0 +1,42 @@
+"""Wrong quantizers: each re-enacts a mistake that was made, and must be rejected through the front door."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+SUBJECTS = ("rotation", "lookup", "estimator", "loss", "update", "interface", "stochastic", "structure")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """An ordinary layer with one mistake, nothing declared but ordinary kwargs.
+
+    Attributes:
+        name: stable; invariants refer to it.
+        target: how `vqverify check` finds it.
+        kwargs: ordinary constructor arguments.
+        names: ids of the invariants that name the cause; one of them must be among the failed rows.
+        mistake: what is wrong, one sentence.
+        reference: where this was really done, or the systematic mutation that it is.
+    """
+
+    name: str
+    target: str
+    names: tuple[str, ...]
+    mistake: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reference: str = ""
+
+
+def mutants() -> dict[str, Mutant]:
+    """Every mutant by name; each module of `vqverify.mutants` lists its own in `MUTANTS`."""
+    found: dict[str, Mutant] = {}
+    for subject in SUBJECTS:
+        for mutant in import_module(f"vqverify.mutants.{subject}").MUTANTS:
+            if mutant.name in found:
+                raise ValueError(f"mutant {mutant.name!r} is listed twice")
+            found[mutant.name] = mutant
+    return found
