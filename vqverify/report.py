@@ -63,7 +63,7 @@ class Result:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """One subject with what it is, its results, its status and its exit code."""
+    """One subject with what it is, its results, its status, its exit code, how to open it again, and the time it took."""
 
     name: str
     target: str
@@ -73,6 +73,8 @@ class SubjectReport:
     results: tuple[Result, ...]
     status: str = "passed"
     exit_code: int = 0
+    spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
