@@ -141,6 +141,9 @@ class Span:
             return Element(self, rows=True, cols=False, ident=sp.S.Zero, coeff=column)
         if isinstance(expression, sp.Identity):
             return Element(self, rows=True, cols=True, ident=sp.S.One, coeff=sp.zeros(n, n))
+        if isinstance(expression, sp.ZeroMatrix):
+            rows, cols = (side != 1 for side in expression.shape)
+            return Element(self, rows, cols, sp.S.Zero, sp.zeros(n if rows else 1, n if cols else 1))
         if isinstance(expression, sp.Transpose):
             return self.of(expression.arg).T
         if isinstance(expression, sp.MatAdd):
