@@ -1,0 +1,184 @@
+"""Which sizes and axes a layer takes, and which output is z_q.
+
+A wrong layout often runs (`view(-1, D)` always divides) and returns the right shape. LOCALITY tells: when one
+latent is replaced, only its own place in the output may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqverify.discovery.forms import LAYOUTS, Grid, grid
+from vqverify.discovery.trial import Path, Trial
+from vqverify.plan import Output
+
+NUDGE = 1e-3  # relative change of a latent that moves z_e and leaves a code alone
+Returned = list[tuple[Path, Tensor]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layout that gave an output of the input's size.
+
+    Attributes:
+        grid: layout and sizes.
+        x: the input that was used, rows (N, D).
+        returned: every tensor of that pass.
+        z_q: the output taken for z_q.
+        train: the pass was made in train mode, because eval raised.
+        leak: share of other latents' places that changed with one latent.
+        reach: share of replaced latents whose own place changed.
+        constant: share of latents whose z_q stays under a tiny change of z.
+        attached: a gradient reaches z from it in train mode.
+        codes: forms of integer outputs with one entry a latent.
+    """
+
+    grid: Grid
+    x: Tensor
+    returned: Returned
+    z_q: Output
+    train: bool
+    leak: float
+    reach: float
+    constant: float
+    attached: bool
+    codes: int
+
+    def rank(self) -> tuple[object, ...]:
+        """Sorts the likeliest reading first; the order of layouts breaks ties."""
+        return (self.leak > 0, -self.reach, self.constant < 0.9, not self.attached)
+
+
+def differs(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
+    """Which rows of two tensors (N, ...) differ by more than a tolerance; NaN equals NaN."""
+    change = (a - b).abs().nan_to_num(0.0) > tolerance
+    change |= a.isnan() != b.isnan()
+    return change.flatten(1).any(1) if change.ndim > 1 else change
+
+
+def scale_of(value: Tensor) -> float:
+    """Typical magnitude of the finite entries of a tensor, at least tiny."""
+    finite = value[value.isfinite()]
+    return max(float(finite.abs().mean()) if finite.numel() else 0.0, 1e-12)
+
+
+def latents(n: int, dim: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Generic latents (n, dim)."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def candidates(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) -> Iterator[Candidate]:
+    """Every (D, layout) under which the layer returns something of the input's size."""
+    for dim in dims:
+        for layout in LAYOUTS:
+            found = read(trial, grid(layout, dim, avoid), dtype)
+            if found is not None:
+                yield found
+
+
+def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
+    """Try one layout; None if the layer refuses it or returns nothing of the input's size."""
+    x = latents(where.n, where.dim, dtype, 3)
+    train = False
+    returned = trial.run(where.put(x))
+    if returned is None:
+        train = True
+        returned = trial.run(where.put(x), train=True)
+    if returned is None:
+        return None
+    outputs = [
+        Output(path, form)
+        for path, value in returned
+        if value.is_floating_point() and value.numel() == x.numel()
+        for form in [where.form(value.shape, "D")]
+        if form.count("D") == 1
+    ]
+    if not outputs:
+        return None
+    leak, reach = _locality(trial, where, x, returned, outputs, train=train)
+    constant = _constancy(trial, where, x, returned, outputs, train=train)
+    attached = _attached(trial, where, x, outputs)
+    codes = sum(
+        not value.is_floating_point() and value.dtype != torch.bool and bool(where.form(value.shape, "L"))
+        for _, value in returned
+    )
+    table = dict(returned)
+
+    def order(index: int) -> tuple[object, ...]:
+        value = table[outputs[index].path]
+        hot = bool(((value == 0) | (value == 1)).all())
+        same = torch.equal(where.rows(value, outputs[index].form), x)
+        return (leak[index] > 0, hot and len(outputs) > 1, same, constant[index] < 0.9, not attached[index], index)
+
+    best = min(range(len(outputs)), key=order)
+    return Candidate(
+        where, x, returned, outputs[best], train, leak[best], reach[best], constant[best], attached[best], codes
+    )
+
+
+def _locality(
+    trial: Trial, where: Grid, x: Tensor, before: Returned, outputs: list[Output], *, train: bool
+) -> tuple[list[float], list[float]]:
+    leak, reach = [0.0] * len(outputs), [0.0] * len(outputs)
+    picks = (where.n // 2, 1, where.n - 2)
+    old = dict(before)
+    for step, token in enumerate(picks):
+        moved = x.clone()
+        moved[token] = -2 * x[token] + latents(1, where.dim, x.dtype, 50 + step)[0]
+        after = trial.run(where.put(moved), train=train)
+        new = dict(after or ())
+        for index, output in enumerate(outputs):
+            if output.path not in new or new[output.path].shape != old[output.path].shape:
+                leak[index] = 1.0
+                continue
+            was, now = where.rows(old[output.path], output.form), where.rows(new[output.path], output.form)
+            changed = differs(was, now, 1e-4 * scale_of(was))
+            reach[index] += float(changed[token]) / len(picks)
+            changed[token] = False
+            leak[index] = max(leak[index], float(changed.double().mean()))
+    return leak, reach
+
+
+def _constancy(
+    trial: Trial, where: Grid, x: Tensor, before: Returned, outputs: list[Output], *, train: bool
+) -> list[float]:
+    step = NUDGE * x.abs() * torch.sign(latents(*x.shape, x.dtype, 9))
+    after = dict(trial.run(where.put(x + step), train=train) or ())
+    found: list[float] = []
+    for output in outputs:
+        was = where.rows(dict(before)[output.path], output.form)
+        if output.path not in after or after[output.path].shape != dict(before)[output.path].shape:
+            found.append(0.0)
+            continue
+        moved = (where.rows(after[output.path], output.form) - was).norm(dim=1).nan_to_num(0.0)
+        # relative to the output's own size: a soft mixture of small codes moves as little as they are
+        gain = min(max(scale_of(was) / scale_of(x), 0.02), 1.0)
+        found.append(float((moved <= 0.05 * gain * step.norm(dim=1)).double().mean()))
+    return found
+
+
+def _attached(trial: Trial, where: Grid, x: Tensor, outputs: list[Output]) -> list[bool]:
+    leaf = x.clone().requires_grad_()
+    returned = dict(trial.run(where.put(leaf), train=True, grad=True) or ())
+    found: list[bool] = []
+    for output in outputs:
+        value = returned.get(output.path)
+        grad = pull_sum(value, leaf)
+        found.append(grad is not None and bool(grad.any()))
+    return found
+
+
+def pull_sum(value: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """Gradient of a generic weighted sum of a tensor's entries; None if nothing connects them."""
+    if value is None or not value.requires_grad:
+        return None
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(5)).to(value)
+    try:
+        (grad,) = torch.autograd.grad(value, leaf, weights, retain_graph=True, allow_unused=True)
+    except RuntimeError:
+        return None
+    return grad

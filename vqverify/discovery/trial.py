@@ -1,0 +1,95 @@
+"""Calling a stranger's module: seeded, guarded, always from the same state, and looking at all it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vqverify import state
+from vqverify.randomness import forked
+
+Path = tuple[str | int, ...]
+
+
+def leaves(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor of what a layer returned, with its path, through tuples, lists, mappings and objects."""
+    if isinstance(returned, Tensor):
+        yield path, returned
+    elif len(path) > 4 or isinstance(returned, nn.Module | str):
+        return
+    elif isinstance(returned, Mapping):
+        for key, value in returned.items():
+            yield from leaves(value, (*path, key))
+    elif isinstance(returned, tuple | list):
+        for index, value in enumerate(returned):
+            yield from leaves(value, (*path, index))
+    elif dataclasses.is_dataclass(returned):
+        for field in dataclasses.fields(returned):
+            yield from leaves(getattr(returned, field.name), (*path, field.name))
+    elif hasattr(returned, "__dict__"):
+        for name, value in vars(returned).items():
+            yield from leaves(value, (*path, name))
+
+
+@dataclasses.dataclass
+class Trial:
+    """A module that is put back before each call.
+
+    Attributes:
+        module: the subject.
+        method: the method that makes a pass.
+        base: the state that each call starts from.
+        error: what the last call raised, '' if it did not.
+        calls, raised: how many there were.
+    """
+
+    module: nn.Module
+    method: str = "__call__"
+    base: state.Snapshot = dataclasses.field(init=False)
+    error: str = ""
+    calls: int = 0
+    raised: int = 0
+
+    def __post_init__(self) -> None:
+        self.base = state.take(self.module)
+
+    def run(self, x: Tensor, *, train: bool = False, grad: bool = False, seed: int = 1) -> list[tuple[Path, Tensor]] | None:
+        """Every tensor that one call returns, by path; None if it raised. The state after it stays to be seen.
+
+        With grad=False the tensors are copies.
+        """
+        state.put_back(self.base)
+        self.module.train(train)
+        returned = self.guarded(self.method, x, grad=grad, seed=seed)
+        if returned is None:
+            return None
+        found = list(leaves(returned[0]))
+        return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]
+
+    def guarded(self, method: str, *args: Any, grad: bool = False, seed: int = 1) -> tuple[Any] | None:
+        """What a method returns, in a tuple; None if it raised."""
+        self.calls += 1
+        self.error = ""
+        try:
+            with (
+                contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), forked(seed),
+                torch.set_grad_enabled(grad),
+            ):
+                warnings.simplefilter("ignore")
+                return (getattr(self.module, method)(*args),)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+            text = str(error).strip().splitlines()
+            self.error = f"{type(error).__name__}: {text[0] if text else ''}"[:200]
+            self.raised += 1
+            return None
+
+    def close(self) -> None:
+        """Put the module back."""
+        state.put_back(self.base)
