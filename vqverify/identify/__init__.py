@@ -1,0 +1,59 @@
+"""What a layer is, found by probing: coarse here, since the laws are then checked tightly.
+
+Every finding has its evidence; what cannot be decided has the value None, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vqverify.identify.capability import (
+    deterministic,
+    eval_deterministic,
+    hard,
+    hard_in_eval,
+    offers,
+    settable,
+    stochastic,
+)
+from vqverify.identify.estimator import estimator, estimator_in_eval
+from vqverify.identify.learning import decay, learning, update_order
+from vqverify.identify.loss import loss
+from vqverify.identify.metric import metric
+from vqverify.identify.precision import effective_precision
+from vqverify.identify.probes import Findings, Probe
+from vqverify.identify.smoothing import smoothing
+from vqverify.identify.structure import sizes, structure
+
+if TYPE_CHECKING:
+    from vqverify.layer import Layer
+
+__all__ = ["identify"]
+
+PROBES = 97  # latents of a pass: shared by no size of a layer, and few enough for a large one
+
+IDENTIFIERS = (
+    offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
+    estimator, estimator_in_eval, sizes, metric, learning, decay, smoothing, update_order, loss, structure,
+)  # fmt: skip
+
+
+def identify(layer: Layer) -> Findings:
+    """Probe a layer and conclude what it is. The layer is left as built; nothing that it does raises.
+
+    Args:
+        layer: built and warmed up.
+
+    Returns:
+        A finding for each trait, of the names in `vqverify.claims.CLAIMS` and the capability traits.
+    """
+    probe = Probe(layer, max(PROBES, layer.domain.min_n))
+    found: Findings = {}
+    for identifier in IDENTIFIERS:
+        for name, finding in identifier(probe).items():
+            if name not in found or found[name].value is None:
+                found[name] = finding
+    found |= stochastic(found)
+    layer.restore()
+    layer.module.eval()
+    return found

@@ -1,0 +1,154 @@
+"""How the codebook learns: EMA (decay, order of update and lookup), gradient of the loss, or of the decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqverify import state
+from vqverify.identify.probes import (
+    Findings,
+    Probe,
+    Step,
+    Unknown,
+    attempt,
+    code_rows,
+    dormant,
+    latents_at,
+    relative,
+)
+from vqverify.quantizer import Finding
+
+if TYPE_CHECKING:
+    from vqverify.layer import Layer
+
+
+def bincounts(step: Step, layer: Layer, level: int) -> Tensor:
+    """How many latents each code of a level received, over all levels that share its codebook."""
+    slots, codes = layer.plan.slots, step.out.codes
+    if codes is None:
+        raise Unknown("the layer returns no codes to count")
+    if len(slots) == 1:
+        columns = codes
+    else:
+        columns = codes[
+            :,
+            [
+                i
+                for i, slot in enumerate(slots)
+                if (slot.name, slot.index) == (slots[level].name, slots[level].index)
+            ],
+        ]
+    return torch.bincount(columns[columns >= 0].flatten(), minlength=len(step.before[level])).double()
+
+
+@attempt("learning")
+def learning(probe: Probe) -> Findings:
+    """Which of EMA, loss gradient and decoder gradient move the codebook."""
+    layer, step = probe.layer, probe.crowded
+    if not step.before:
+        raise Unknown("no stored codebook to watch")
+    ways: list[str] = []
+    moved = max(
+        float((b - a).abs().max()) / max(float(a.abs().max()), 1e-30)
+        for a, b in zip(step.before, step.after, strict=True)
+    )
+    said = [f"one training pass moves the codebook by {moved:.1g} of its size"]
+    if moved > 1e-6:
+        ways.append("ema")
+    out, takes = probe.train, takes_gradient(probe)
+    g = torch.randn(out.z_q.rows.shape, generator=torch.Generator().manual_seed(8)).to(out.z_q.rows)
+    values = {"gradient": out.loss, "decoder": (out.z_q.rows * g).sum()}
+    for name, value in values.items():
+        if takes and value is not None and any(bool(grad.any()) for grad in layer.codebook_gradients(value)):
+            ways.append(name)
+            said.append(f"{'the loss' if name == 'gradient' else 'z_q'} sends it a gradient")
+    if not ways:
+        said.append("nothing sends it a gradient")
+    return {"learning": Finding(ways or ["none"], evidence="; ".join(said))}
+
+
+def takes_gradient(probe: Probe) -> bool:
+    """Whether some stored codebook is a parameter that is not frozen."""
+    tensors = state.all_tensors(probe.layer.module)
+    return any(tensors[slot.name].requires_grad for slot in probe.layer.plan.slots)
+
+
+@attempt("decay")
+def decay(probe: Probe) -> Findings:
+    """γ of N' = γN + (1 − γ)n, from one step; where counts are hidden, from how far codes moved to their means."""
+    layer, step = probe.layer, probe.crowded
+    counts = [(a.counts, b.counts) for a, b in zip(step.counted, step.recounted, strict=True)]
+    if all(torch.equal(a, b) for a, b in [*counts, *zip(step.before, step.after, strict=True)]):
+        return {"decay": dormant("no training pass moves codebook or counts")}
+    found: list[float] = []
+    for level, (old, new) in enumerate(zip(step.counted, step.recounted, strict=True)):
+        n, before, after = bincounts(step, layer, level), old.counts.double(), new.counts.double()
+        weight = (before - n).abs()
+        fine = weight > 0.25 * float(weight.max())
+        found.append(float(((after - n) / (before - n))[fine].median()))
+    text = "γ = (N' − n)/(N − n) of one step"
+    if not found:
+        found, text = (
+            _memoryless(step),
+            "codes move to the mean of their latents by a constant part 1 − γ; no counts were found",
+        )
+    if not found or max(found) - min(found) > 0.1 * max(1e-3, 1 - min(found)):
+        raise Unknown(f"one step fits no single decay: {', '.join(f'{gamma:.4g}' for gamma in found)}")
+    if not -1e-3 <= found[0] <= 1 + 1e-3:
+        raise Unknown(f"one step gives γ = {found[0]:.4g}, which is no decay")
+    return {
+        "decay": Finding(
+            round(found[0], 6), evidence=f"{text}: {', '.join(f'{gamma:.6g}' for gamma in found)}"
+        )
+    }
+
+
+def _memoryless(step: Step) -> list[float]:
+    """1 − η of c' = c + η(z̄ − c), where η is the same for every code."""
+    rates: list[Tensor] = []
+    assert step.out.codes is not None
+    for level, (e, new) in enumerate(zip(step.before, step.after, strict=True)):
+        z, codes = latents_at(step.out, level).double(), step.out.codes[:, level]
+        for k in codes.unique():
+            pull_ = z[codes == k].mean(0) - e[k].double()
+            step_ = new[k].double() - e[k].double()
+            rate = (step_ @ pull_) / (pull_ @ pull_)
+            if relative(step_ - rate * pull_, pull_) > 0.02:
+                return []
+            rates.append(rate)
+    values = torch.stack(rates)
+    return [1 - float(values.median())] if float(values.max() - values.min()) < 0.02 else []
+
+
+@attempt("update_order")
+def update_order(probe: Probe) -> Findings:
+    """Whether z_q of a training pass comes from the codebook before its update, or after."""
+    step = probe.crowded
+    if all(torch.equal(a, b) for a, b in zip(step.before, step.after, strict=True)):
+        return {"update_order": dormant("no training pass moves the codebook")}
+    if step.out.levels:
+        q = step.out.levels[0].q_c.rows.detach()
+    elif (
+        step.out.codes is not None
+        and step.out.codes.shape[1] == 1
+        and step.before[0].shape[1] == step.out.z.rows.shape[1]
+    ):
+        q = step.out.z_q.rows.detach()
+    else:
+        raise Unknown("code space was not located")
+    old, new = (code_rows(step.out, 0, e) for e in (step.before[0], step.after[0]))
+    near_old, near_new = (relative(q - rows, old - new) for rows in (old, new))
+    if min(near_old, near_new) > 0.3:
+        raise Unknown(
+            f"z_q is neither the code before nor after the update (off by {near_old:.2g} and {near_new:.2g} of the move)"
+        )
+    value = "before" if near_old < near_new else "after"
+    return {
+        "update_order": Finding(
+            value,
+            evidence=f"the code returned is off by {near_old:.1g} (before), {near_new:.1g} (after) of the move",
+        )
+    }

@@ -1,0 +1,183 @@
+"""The loss as what its gradient does: coefficients on |z − sg q|² and |sg z − q|², reduction, convention, β.
+
+The value cannot tell a commitment from a codebook term (T16): only gradients are fitted. A swapped stop-gradient
+comes out as what it is, a missing commitment gradient beside a codebook gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vqverify.capture import pull
+from vqverify.identify.learning import takes_gradient
+from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant, latents_at, relative
+from vqverify.quantizer import Finding, Quantized
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FITS = 1e-2
+REDUCTIONS = ("mean", "token-mean", "sum", "batch-mean")
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """d loss/dz = 2 a (z − q) and d loss/de = 2 b Σ(e − z), as measured at N latents.
+
+    `codebook` is None where the codebook takes no gradient.
+    """
+
+    n: int
+    dim: int
+    commitment: float
+    codebook: float | None
+    residual: float
+    where: str
+
+
+def _sides(out: Quantized) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    """(where, tensor to differentiate by, z rows, q rows) of every place where the loss may be measured."""
+    sides: list[tuple[str, Tensor, Tensor, Tensor]] = []
+    assert out.loss is not None
+    if out.levels and (last := out.levels[-1].z_c):
+        got = last.to_rows(pull(out.loss, last.tensor, torch.ones_like(out.loss)))
+        code = out.codebook[-1][_column(out, -1)]
+        sides.append((f"level {len(out.levels) - 1}", got, last.rows.detach(), code))
+    if len(out.levels) < 2:
+        got = pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
+        sides.append(("z and z_q", got, out.z.rows.detach(), out.z_q.rows.detach()))
+    return sides
+
+
+def _column(out: Quantized, level: int) -> Tensor:
+    assert out.codes is not None
+    return out.codes[:, level].clamp_min(0)
+
+
+def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
+    layer = probe.layer
+    layer.restore()
+    out = layer.forward(probe.latents(n, seed=9), train=True, trace=True, groups=groups)
+    if out.loss is None:
+        raise Unknown("the layer returns no loss")
+    if not out.loss.requires_grad:
+        return Coefficients(n, 1, 0.0, None, 0.0, "no gradient leaves the loss")
+    best: Coefficients | None = None
+    for where, got, z, q in _sides(out):
+        away = (z - q).double()
+        a = float((got.double() * away).sum() / away.square().sum().clamp_min(1e-300)) / 2
+        residual = relative(got.double() - 2 * a * away, got) if bool(got.any()) else 0.0
+        if best is None or residual < best.residual or (best.commitment == 0 and a != 0 and residual < FITS):
+            best = Coefficients(n, z.shape[1], a, None, residual, where)
+    assert best is not None
+    if best.residual > FITS:
+        raise Unknown(
+            f"d loss/dz is no multiple of z − q (residual {best.residual:.2g}): the loss holds other terms"
+        )
+    return _with_codebook(probe, out, best)
+
+
+def _with_codebook(probe: Probe, out: Quantized, found: Coefficients) -> Coefficients:
+    if not takes_gradient(probe) or out.codes is None:
+        return found
+    assert out.loss is not None
+    got = probe.layer.codebook_gradients(out.loss)[-1].double()
+    if not bool(got.any()):
+        return replace(found, codebook=0.0)
+    e, codes = out.codebook[-1], _column(out, -1)
+    z = latents_at(out, len(out.codebook) - 1)
+    want = torch.zeros(e.shape, dtype=torch.float64).index_add_(0, codes, (e[codes] - z).double())
+    b = float((got * want).sum() / want.square().sum().clamp_min(1e-300)) / 2
+    residual = relative(got - 2 * b * want, got)
+    if residual > FITS:
+        raise Unknown(
+            f"d loss/de is no multiple of Σ(e − z) (residual {residual:.2g}): the loss holds other terms"
+        )
+    return replace(found, codebook=b, residual=max(residual, found.residual))
+
+
+NAMES = ("commitment_weight", "codebook_weight", "reduction", "loss_convention", "beta", "loss_coefficients")
+
+
+@attempt(*NAMES)
+def loss(probe: Probe) -> Findings:
+    """Weights, reduction and convention, from gradients at two numbers of latents and two batch shapes."""
+    one, two = _measure(probe, 48), _measure(probe, 96)
+    if not _size(one):
+        text = one.where if one.where.startswith("no") else "the loss sends no gradient to z or the codebook"
+        values = (0.0, 0.0, None, "none", None, dict.fromkeys(REDUCTIONS, (0.0, one.codebook)))
+        return _findings(values, text)
+    ratio = _size(two) / _size(one)
+    shrinks = abs(ratio - 0.5) < 0.02
+    if not shrinks and abs(ratio - 1) > 0.02:
+        raise Unknown(
+            f"from 48 to 96 latents the gradient changes by the factor {ratio:.3g}: neither mean nor sum"
+        )
+    options = {"mean": one.n * one.dim, "token-mean": one.n} if shrinks else {"sum": 1}
+    if not shrinks and _by_batch(probe, one):
+        options = {"batch-mean": 1}
+    weights = {name: _times(one, factor) for name, factor in options.items()}
+    reduction = _plausible(weights)
+    commitment, codebook = weights[reduction]
+    convention, beta = _convention(commitment, codebook)
+    text = f"d loss/dz = 2·{commitment:.4g}·(z − q)"
+    text += f" and d loss/de = 2·{codebook:.4g}·Σ(e − z)" if codebook is not None else ""
+    text += f", times the factor of a {reduction}, at {one.where}, residual {one.residual:.1e}"
+    return _findings((commitment, codebook, reduction, convention, beta, weights), text)
+
+
+def _findings(values: tuple[Any, ...], text: str) -> Findings:
+    found = {name: Finding(value, evidence=text) for name, value in zip(NAMES, values, strict=True)}
+    if values[1] is None:
+        found["codebook_weight"] = dormant("the codebook takes no gradient")
+    return found
+
+
+def _size(found: Coefficients) -> float:
+    return abs(found.commitment) + abs(found.codebook or 0.0)
+
+
+def _times(found: Coefficients, factor: float) -> tuple[float, float | None]:
+    codebook = None if found.codebook is None else _tidy(found.codebook * factor)
+    return _tidy(found.commitment * factor), codebook
+
+
+def _by_batch(probe: Probe, one: Coefficients) -> bool:
+    """Whether the same latents in two batch entries halve the gradient."""
+    if "B" not in probe.layer.plan.calls[0].layout:
+        return False
+    return abs(_size(_measure(probe, one.n, groups=2)) / _size(one) - 0.5) < 0.02
+
+
+def _tidy(value: float) -> float:
+    """The value without the noise of single precision."""
+    return float(f"{value:.4g}")
+
+
+def _round(value: float) -> bool:
+    return float(f"{value:.2g}") == value or value in {0.125, 0.375}
+
+
+def _plausible(weights: dict[str, tuple[float, float | None]]) -> str:
+    """Among reductions that differ by the factor D only, the one with round weights; a mean over elements if both."""
+    for name, pair in weights.items():
+        if all(_round(abs(value or 0.0)) and abs(value or 0.0) <= 4 for value in pair):
+            return name
+    return next(iter(weights))
+
+
+def _convention(commitment: float, codebook: float | None) -> tuple[str, float | None]:
+    if not codebook:
+        return "commitment", commitment
+    if not commitment:
+        return "codebook", 0.0
+    if abs(codebook - 1) < 0.01:
+        return "V_b", commitment
+    if abs(commitment - 1) < 0.01:
+        return "legacy", codebook
+    if abs(commitment + codebook - 0.5) < 0.005:
+        return "A_beta", _tidy(codebook / (commitment + codebook))
+    return "V_b", _tidy(commitment / codebook)

@@ -1,0 +1,89 @@
+"""How a code is chosen: the metric under which the chosen code is the best one, for most generic latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqverify.identify.capability import redrawn
+from vqverify.identify.probes import Findings, Probe, Unknown, attempt, latents_at
+from vqverify.quantizer import Finding, Quantized
+
+AGREES = 0.8
+
+
+def choices(z: Tensor, e: Tensor) -> dict[str, Tensor]:
+    """The code that each metric takes, (N,) each; `euclidean:farthest` is a mistake."""
+    z, e = z.double(), e.double()
+    products = z @ e.t()
+    squares = e.square().sum(1) - 2 * products
+    cosine = products / e.norm(dim=1).clamp_min(1e-30)
+    return {
+        "euclidean": squares.argmin(1),
+        "cosine": cosine.argmax(1),
+        "dot": products.argmax(1),
+        "euclidean:farthest": squares.argmax(1),
+        "cosine:least": cosine.argmin(1),
+    }
+
+
+def _agreement(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    """Share of latents whose code each metric explains, over all levels."""
+    hits: dict[str, list[Tensor]] = {}
+    for z, e, codes in pairs:
+        kept = codes >= 0
+        for name, choice in choices(z[kept], e).items():
+            hits.setdefault(name, []).append(choice == codes[kept])
+    return {name: float(torch.cat(parts).double().mean()) for name, parts in hits.items()}
+
+
+def _pairs(out: Quantized, books: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    if out.codes is None:
+        raise Unknown("the layer returns no codes")
+    levels = range(len(out.levels) or 1)
+    return [(latents_at(out, level), books[level], out.codes[:, level]) for level in levels]
+
+
+@attempt("metric", "metric_equivalent")
+def metric(probe: Probe) -> Findings:
+    """The metric that explains most codes, and those that could not be told from it."""
+    layer = probe.layer
+    if not layer.codebooks():
+        raise Unknown("no stored codebook to compare latents with")
+    scores = _agreement(_pairs(probe.train, list(probe.train.codebook or layer.codebooks())))
+    free = not (layer.plan.sphere or layer.domain.codebook == "sphere")
+    if free and max(scores.values()) > AGREES:  # codes of many norms tell the metrics apart
+        layer.restore()
+        books = redrawn(probe, 1)
+        layer.set_codebook(books)
+        apart = _agreement(_pairs(layer.forward(probe.z, train=True, trace=True), books))
+        scores = apart if max(apart.values()) > AGREES else scores
+    elif max(scores.values()) <= AGREES:  # codes may be drawn at random in training: those of eval then
+        layer.restore()
+        codes = layer.forward(probe.z, train=False).codes
+        z = latents_at(probe.train, 0)
+        if codes is not None:
+            scores = _agreement([(z, (probe.train.codebook or layer.codebooks())[0], codes[:, 0])])
+    best = max(scores, key=lambda name: scores[name])
+    text = (
+        f"{best.partition(':')[0]} explains {scores[best]:.0%} of the codes of {len(probe.z)} generic latents"
+    )
+    if scores[best] <= AGREES:
+        raise Unknown(f"no metric explains the codes: {text} at best")
+    equal = [name for name in scores if ":" not in name and scores[name] > scores[best] - 0.02]
+    name, _, mistake = best.partition(":")
+    if "cosine" in equal and _unit(latents_at(probe.train, 0)):
+        name, text = (
+            "cosine",
+            f"{text}, as do {', '.join(equal)}; the latents are normalised before the search",
+        )
+    return {
+        "metric": Finding(name, evidence=text, mistake=mistake or None),
+        "metric_equivalent": Finding(
+            equal, evidence="metrics that choose the same codes on this layer's codebooks"
+        ),
+    }
+
+
+def _unit(z: Tensor) -> bool:
+    return bool((z.double().norm(dim=1) - 1).abs().max() < 1e-3)

@@ -1,0 +1,107 @@
+"""How rare codes are kept alive: smoothing of the counts, and replacement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqverify import state
+from vqverify.identify.learning import bincounts
+from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative
+from vqverify.quantizer import Finding
+
+if TYPE_CHECKING:
+    from vqverify.layer import Layer
+    from vqverify.plan import Slot
+
+
+def _view(layer: Layer, slot: Slot) -> Tensor:
+    """A slot's rows in the layer's state, for writing."""
+    tensor = state.all_tensors(layer.module)[slot.name].data
+    tensor = tensor[slot.index] if slot.index else tensor
+    return tensor.t() if slot.transposed else tensor
+
+
+@attempt("smoothing", "smoothing_kind", "replacement")
+def smoothing(probe: Probe) -> Findings:
+    """N̂ = m'/c' as a function of N', from a step with counts from 1e-9 to 1: none, Laplace or clamp, and ε."""
+    layer = probe.layer
+    crowded, idle = probe.crowded, ""
+    if not layer.plan.accumulators:
+        idle = "no accumulators were found"
+    elif all(torch.equal(a, b) for a, b in zip(crowded.before, crowded.after, strict=True)):
+        idle = "no training pass moves the codebook"
+    if idle:
+        return dict.fromkeys(("smoothing", "smoothing_kind", "replacement"), dormant(idle))
+
+    def prepare() -> None:
+        for (counts, sums), e in zip(layer.plan.accumulators, layer.codebooks(), strict=False):
+            sizes = torch.logspace(-9, 0, len(e), dtype=torch.float64).to(_view(layer, counts))
+            _view(layer, counts).copy_(sizes)
+            _view(layer, sums).copy_(sizes[:, None] * e.to(sizes))
+
+    step = probe.step(probe.clustered, prepare)
+    old, new, c = step.counted[0], step.recounted[0], step.after[0].double()
+    unused = bincounts(step, layer, 0) == 0
+    if int(unused.sum()) < 2:
+        raise Unknown("every code received a latent")
+    found = _replaced(step, unused)
+    if found["replacement"].value == "batch":
+        return found | dict.fromkeys(
+            ("smoothing", "smoothing_kind"), dormant("rare codes are replaced before smoothing shows")
+        )
+    smoothed = _smoothed(old.counts, new.counts, unused)
+    m, size = new.sums.double()[unused], (old if smoothed else new).counts.double()
+    estimate = (m * c[unused]).sum(1) / c[unused].square().sum(1).clamp_min(1e-300)
+    if probe.layer.plan.sphere or relative(m - estimate[:, None] * c[unused], m) > 0.1:
+        return found | dict.fromkeys(
+            ("smoothing", "smoothing_kind"), dormant("codes are normalised after the update")
+        )
+    return found | _curve(estimate, size[unused], float(new.counts.double().sum()), len(c))
+
+
+def _smoothed(old: Tensor, new: Tensor, unused: Tensor) -> bool:
+    """Whether smoothed counts were written back (then N' is taken as γN, γ near 1)."""
+    grown = new.double()[unused] > 2 * old.double()[unused]
+    return bool(grown.any())
+
+
+def _curve(estimate: Tensor, size: Tensor, total: float, k: int) -> Findings:
+    order = size.argsort()
+    size, estimate = size[order], estimate[order]
+    if relative((estimate - size) / size, torch.ones_like(size)) < 0.05:
+        none = f"m'/c' = N' down to N' = {float(size[0]):.1g}"
+        return {"smoothing": Finding(0.0, evidence=none), "smoothing_kind": Finding("none", evidence=none)}
+    floor = float(estimate[0])
+    epsilon = max(0.0, floor - float(size[0]))
+    shapes = {"clamp": torch.maximum(size, torch.full_like(size, floor)), "laplace": size + epsilon}
+    off = {kind: float(((estimate - want) / want).abs().max()) for kind, want in shapes.items()}
+    kind = min(off, key=lambda name: off[name])
+    if off[kind] < 0.2:
+        value = floor if kind == "clamp" else _laplace(floor, float(size[0]), total, k)
+        text = f"m'/c' falls from 1 at N' = 1 to {floor:.3g} at N' = {float(size[0]):.1g}, as {kind} does with ε = {value:.3g}"
+        return {
+            "smoothing": Finding(float(f"{value:.3g}"), evidence=text),
+            "smoothing_kind": Finding(kind, evidence=text),
+        }
+    raise Unknown(f"m'/c' at N' = {float(size[0]):.1g} is {floor:.3g}: neither none, Laplace nor clamp")
+
+
+def _laplace(floor: float, size: float, total: float, k: int) -> float:
+    """ε of floor = (N + ε) T / (T + Kε)."""
+    return max(0.0, (floor - size) / (1 - k * floor / total)) if total > k * floor else floor
+
+
+def _replaced(step: Step, unused: Tensor) -> Findings:
+    """Whether codes that nothing chose became latents of the batch."""
+    e = step.after[0].double()[unused]
+    try:
+        z = latents_at(step.out, 0).double()
+    except Unknown:
+        return {"replacement": Finding(None, evidence="code space was not located")}
+    near = torch.cdist(e, z).amin(1) <= 1e-4 * z.norm(dim=1).mean()
+    share = float(near.double().mean())
+    text = f"{share:.0%} of the codes with counts from 1e-9 to 1 and no latent became latents of the batch"
+    return {"replacement": Finding("batch" if share > 0.2 else "none", evidence=text)}

@@ -1,0 +1,137 @@
+"""What kind of quantizer: plain, residual, grouped, or one number at a time (scalar, sign); and its sizes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, relative, unknown_
+from vqverify.quantizer import Finding, Quantized
+
+SWEEP = 2001  # points of a sweep through one coordinate
+MANY = 1024  # a coordinate with more values than that is not quantised on its own
+
+
+@attempt("dim", "codebook_size")
+def sizes(probe: Probe) -> Findings:
+    """D, and K of the stored codebook."""
+    books = probe.layer.codebooks()
+    found = {"dim": Finding(probe.layer.domain.dim, evidence="length of a latent that the layer takes")}
+    sizes_ = {len(e) for e in books}
+    if len(sizes_) == 1:
+        found["codebook_size"] = Finding(
+            sizes_.pop(), evidence=f"rows of the stored codebook, {len(books)} level(s)"
+        )
+    else:
+        found["codebook_size"] = unknown_(f"no codebook of one size is stored (sizes {sorted(sizes_)})")
+    return found
+
+
+@attempt("structure", "num_quantizers", "heads")
+def structure(probe: Probe) -> Findings:
+    """How the code columns make up z_q."""
+    out = probe.train
+    columns = 1 if out.codes is None else out.codes.shape[1]
+    if columns == 1:
+        if not probe.layer.codebooks() and (found := _scalar(probe)):
+            return found
+        if not probe.layer.codebooks():
+            raise Unknown("no stored codebook, and z_q is not a function of each coordinate alone")
+        return _named("plain", 1, 1, "one code a latent, one codebook")
+    if _chained(out):
+        return _named(
+            "residual", columns, 1, f"{columns} code columns, each level searches what the last one left"
+        )
+    if _separate(probe, columns):
+        return _named(
+            "grouped", 1, columns, f"{columns} code columns, each a function of its own slice of the latent"
+        )
+    if _summed(out):
+        return _named("residual", columns, 1, f"{columns} code columns, z_q is the sum of their codes")
+    raise Unknown(f"{columns} code columns that are neither a sum nor slices")
+
+
+def _named(kind: str, quantizers: int, heads: int, evidence: str) -> Findings:
+    return {
+        "structure": Finding(kind, evidence=evidence),
+        "num_quantizers": Finding(quantizers, evidence=evidence),
+        "heads": Finding(heads, evidence=evidence),
+    }
+
+
+def _chained(out: Quantized) -> bool:
+    """z_c of each level is z_c of the level before minus its code."""
+    rows = [level.z_c.rows.detach() for level in out.levels]
+    if len(rows) < 2 or len({z.shape for z in rows}) > 1:
+        return False
+    codes = [code_rows(out, level, e) for level, e in enumerate(out.codebook)]
+    return all(relative(b - (a - q), a) < 0.05 for a, b, q in zip(rows, rows[1:], codes, strict=False))
+
+
+def _summed(out: Quantized) -> bool:
+    if not out.codebook or any(e.shape[1] != out.z.rows.shape[1] for e in out.codebook):
+        return False
+    assert out.codes is not None
+    levels = range(out.codes.shape[1])
+    books = out.codebook if len(out.codebook) > 1 else out.codebook * len(levels)
+    total = torch.stack([code_rows(out, level, books[level]) for level in levels]).sum(0)
+    return relative(out.z_q.rows.detach() - total, total) < 0.2
+
+
+def _separate(probe: Probe, columns: int) -> bool:
+    """Changing one slice of the latent changes its own code column only, whichever slice."""
+    dim = probe.layer.domain.dim
+    if dim % columns:
+        return False
+    first, other = probe.evaluation, probe.latents(probe.n, seed=6)
+    assert first.codes is not None
+    for column in range(columns):
+        z = probe.z.clone()
+        part = slice(column * dim // columns, (column + 1) * dim // columns)
+        z[:, part] = other[:, part]
+        codes = probe.run(z, train=False).codes
+        assert codes is not None
+        changed = (codes != first.codes).double().mean(0)
+        if float(changed.sum() - changed[column]) > 0.02 or float(changed[column]) == 0:
+            return False
+    return True
+
+
+def _scalar(probe: Probe) -> Findings | None:
+    """z_q componentwise from a finite set: each coordinate swept, twice, with the others in another order."""
+    dim = probe.layer.domain.dim
+    sweep = torch.linspace(-0.99999, 0.99999, SWEEP, dtype=torch.float64).atanh()
+    sweep = torch.cat([sweep, torch.linspace(-8, 8, SWEEP, dtype=torch.float64)]).to(probe.z)
+    generator = torch.Generator().manual_seed(7)
+    orders = torch.stack([torch.randperm(len(sweep), generator=generator) for _ in range(dim)], dim=1)
+    together = probe.run(sweep[:, None].expand(-1, dim).contiguous(), train=False)
+    shuffled = probe.run(sweep[orders], train=False)
+    want = together.z_q.rows.detach().gather(0, orders)
+    if relative(shuffled.z_q.rows.detach() - want, want) > 1e-3 or not bool(want.any()):
+        return None
+    values = [_distinct(together.z_q.rows.detach()[:, axis]) for axis in range(dim)]
+    levels = [len(found) for found in values]
+    if max(levels) > MANY or min(levels) < 2:
+        return None
+    evidence = f"each coordinate of z_q is a function of that coordinate alone, with {levels} values"
+    signs = all(
+        len(found) == 2 and abs(float(found.sum())) < 1e-5 * float(found.abs().max()) for found in values
+    )
+    metric = Finding("sign" if signs else "grid", evidence=evidence)
+    return {
+        **_named("sign" if signs else "scalar", 1, 1, evidence),
+        "fsq_levels": Finding(levels, evidence=evidence),
+        "codebook_size": Finding(math.prod(levels), evidence=f"product of {levels}"),
+        "metric": metric,
+        "metric_equivalent": Finding([metric.value], evidence=evidence),
+        "learning": Finding(["none"], evidence="no stored codebook: the values are fixed"),
+    }
+
+
+def _distinct(values: Tensor) -> Tensor:
+    """The values up to rounding, in order."""
+    ordered = values.double().sort().values
+    gap = 1e-4 * float(ordered[-1] - ordered[0])
+    return ordered[torch.cat([torch.ones(1, dtype=torch.bool), ordered.diff() > gap])]
