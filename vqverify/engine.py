@@ -19,7 +19,7 @@ import torch
 from vqverify import strategies
 from vqverify.bounds import Clause, Violation
 from vqverify.case import Case, prepare
-from vqverify.invariant import Invariant, applicability, registry
+from vqverify.invariant import Invariant, Undetermined, applicability, registry
 from vqverify.quantizer import Quantizer, Spec
 from vqverify.report import Result
 from vqverify.shrink import shrink
@@ -168,6 +168,9 @@ def _check_part(row: Invariant, subject: Quantizer, job: Job, part: str | None) 
             seen.look(case)
         failed = dict(list(seen.failures.items())[:MOST_LABELS])
         small = {label: _smallest(row, subject, label, case) for label, (_, case) in failed.items()}
+    except Undetermined as open_question:
+        seconds = time.perf_counter() - start
+        return Outcome((_result(row, job, "undetermined", case=part, reason=str(open_question), seconds=seconds),), {})
     except Exception as error:  # noqa: BLE001  (an exception of the harness is an error of this row alone)
         return Outcome((_errored(row, job, part, error, time.perf_counter() - start),), {})
     base = _result(
@@ -202,8 +205,8 @@ def _inputs(row: Invariant, subject: Quantizer, job: Job, part: str | None) -> I
         return
     for case in strategies.corners(frame, row.corners, row.state):
         yield case.with_part(part)
-    yield from (case.with_part(part) for case in strategies.mass(frame, row.state))
     if row.mode == "search":
+        yield from (case.with_part(part) for case in strategies.mass(frame, row.state))
         for block in range(job.profile.blocks):
             seed = _digest(job.seed, job.spec.name, row.id, part, block)
             yield from (case.with_part(part) for case in drawn(strategies.searched(frame, row.state), seed))

@@ -19,6 +19,10 @@ State = Literal["fresh", "warmed", "both"]
 Check = Callable[[Quantizer, Case], Iterator[Clause]]
 
 
+class Undetermined(Exception):  # noqa: N818  (neither a failure nor an error: an open question)
+    """Raised by a check that cannot decide on this subject; the message is the reason."""
+
+
 def no_parts(_: Quantizer) -> tuple[str | None, ...]:
     """A row without cases."""
     return (None,)
@@ -33,7 +37,7 @@ class Invariant:
         statement: one sentence of mathematics.
         source: paper and equation, theorem of the theory page.
         kind: law, contract, limit or hardening.
-        mode: search (Hypothesis), table (corners and mass only), statistical (fixed design), process.
+        mode: search (corners, mass, Hypothesis), table (corners only), statistical (fixed design), process.
         state: fresh, warmed (after a drawn history of batches) or both.
         needs: hypotheses on the traits of a subject, see `applicability`.
         mutants: names of the wrong quantizers that it must reject.

@@ -47,7 +47,7 @@ def shrink(case: Case, fails: Fails, *, min_n: int = 1, most: int = 400) -> Case
         before = case
         for step in (_simpler_state, _fewer_rows, _fewer_entries, _rounder_entries):
             case = step(case, test, min_n)
-        if case == before or _same(case, before):
+        if case is before or _same(case, before):
             break
     return case
 

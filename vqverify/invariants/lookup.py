@@ -1,1 +1,266 @@
-"""Rows of this subject are being written."""
+"""The forward pass: which code is chosen, and what stands in place of the latent (theory T14, T27, T28)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from vqverify.bounds import Clause, holds, within
+from vqverify.case import Case
+from vqverify.invariant import invariant
+from vqverify.invariants.measure import (
+    Array,
+    SAFE,
+    View,
+    array,
+    norms,
+    rotation_law_bound,
+    roundoff,
+    tiny,
+    traced,
+    trait,
+    views,
+)
+from vqverify.quantizer import Quantizer
+
+MODES = ("train", "eval")
+
+
+def both_modes(_: Quantizer) -> tuple[str, ...]:
+    """Cases of a row that is checked in train and in eval."""
+    return MODES
+
+
+def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
+    """What the estimator's forward may add to a code by rounding, a row; inf where no law is claimed.
+
+    Straight-through z + sg(q − z): two roundings, u(|q| + |q − z|) (T14). Rotation λRz: B₁|q| (T5). A soft
+    one-hot p + sg(1 − p): each weight is off by u, and the codes are summed with them.
+    """
+    d = view.z.shape[1]
+    largest = norms(view.codebook).max(initial=0.0)
+    bound = 1.01 * u * (2 * norms(view.q) + norms(view.q - view.z)) + tiny(subject) * np.sqrt(d)
+    family = trait(subject, "estimator")
+    if family in {"rotation", None, "other"}:
+        relative = rotation_law_bound(view.z, view.q, u)
+        bound = np.where(relative < SAFE, bound + norms(view.q) * relative, np.inf)
+    if family in {"gumbel", "softmax", "sampled", None, "other"}:
+        bound = bound + 4 * len(view.codebook) * u * largest
+    return bound + 4 * u * largest * (trait(subject, "metric") == "cosine") * np.sqrt(d)
+
+
+@invariant(
+    "lookup.forward_is_code", source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "hard"), state="both", parts=both_modes,
+    mutants=("rotation_forward_unscaled", "soft_mixture", "quantise_after_update"),
+    hint="the estimator must leave the value alone: q + J(z − sg z) does, and λRz does only with λ; the code comes from the "
+    "codebook before the update.",
+)
+def forward_is_code(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Forward invariance: what the layer returns in place of a latent is its code e[k], up to the rounding of the estimator."""
+    u = roundoff(subject)
+    for view in views(traced(subject, case, train=case.part == "train")):
+        bound = forward_bound(subject, view, u)
+        keep = np.isfinite(bound) & (view.k >= 0)
+        if keep.any():
+            error = norms(view.value - view.q)[keep]
+            yield within(error, bound[keep], "forward", f"|z_q − e[k]| at level {view.index}")
+
+
+def squared_distances(z: Array, book: Array) -> Array:
+    """(N, K) squared distances by direct differences in float64, in chunks."""
+    out = np.empty((len(z), len(book)))
+    step = max(1, 2**21 // max(1, book.size))
+    for start in range(0, len(z), step):
+        out[start : start + step] = ((z[start : start + step, None] - book[None]) ** 2).sum(-1)
+    return out
+
+
+@invariant(
+    "lookup.nearest", source="001 §2; theory T28", needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
+    state="both", mutants=("argmax_lookup", "wrong_metric", "lookup_in_half", "lookup_ignores_norms"),
+    hint="argmin of distances (or argmax of similarities), |c|² included, in the precision of the inputs.",
+)
+def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The chosen code is nearest: its excess over the nearest one is within what a backward-stable expanded evaluation may lose."""
+    u = roundoff(subject)
+    for view in views(traced(subject, case)):
+        kept = view.k >= 0
+        if kept.any():
+            yield _regret(subject, view, kept, u)
+
+
+def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
+    z, k, book = view.z[kept], view.k[kept], view.codebook
+    d = z.shape[1]
+    metric = trait(subject, "metric")
+    if not ((k >= 0) & (k < len(book))).all():
+        return holds(condition=False, label="range", message=f"codes {k.min()}..{k.max()} for a codebook of {len(book)}")
+    if metric == "euclidean":
+        distance = squared_distances(z, book)
+        reach = (norms(z)[:, None] + norms(book)[None]) ** 2 * (d + 4) * u
+        best = distance.argmin(1)
+        rows = np.arange(len(z))
+        regret = distance[rows, k] - distance[rows, best]
+        # a root taken before the comparison rounds once more; a distance clamped at 1e-8 hides differences below it
+        bound = reach[rows, k] + reach[rows, best] + 2 * u * distance[rows, k] + 1e-8 + tiny(subject)
+        return within(regret, bound, "regret", f"excess squared distance of the chosen code at level {view.index}")
+    scale = norms(z)[:, None] if metric == "cosine" else np.ones((len(z), 1))
+    sizes = norms(book)[None] if metric == "cosine" else np.ones((1, len(book)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        similarity = np.nan_to_num(z @ book.T / scale / sizes)
+    regret = similarity.max(1) - similarity[np.arange(len(z)), k]
+    size = np.ones(len(z)) if metric == "cosine" else norms(z) * norms(book).max(initial=0)
+    visible = norms(z) > 1e-3 if metric == "cosine" else np.ones(len(z), bool)
+    return within(regret[visible], (4 * d + 24) * u * size[visible], "regret", f"similarity lost by the chosen code at level {view.index}")
+
+
+@invariant(
+    "lookup.nearest_off_centre", kind="limit", source="theory T28; performance notes, section 2",
+    needs=("levels", "codebook", "settable", "deterministic", "metric=euclidean"), corners=("off-centre",),
+    mutants=("expanded_distance",),
+    hint="|z|² − 2z·c + |c|² cancels far from the origin: subtract the mean of the codes first, or recompute close rows directly.",
+)
+def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Far from the origin, too, the chosen code is nearest within the bound of direct differences."""
+    u = roundoff(subject)
+    own = subject.codebooks()
+    d = own[0].shape[1]
+    if d != subject.domain.dim or len(own) > 1:
+        return
+    generator = torch.Generator().manual_seed(case.seed)
+    spread = own[0].std().clamp_min(1e-3)
+    shift = 1000.0 * spread * torch.sign(torch.randn(d, generator=generator))
+    subject.set_codebook([(own[0] + shift.to(own[0]))])
+    z = (torch.randn(64, d, generator=generator) * spread + shift).to(subject.domain.dtype)
+    for view in views(subject.forward(z, train=True, seed=case.seed, trace=True)):
+        distance = squared_distances(view.z, view.codebook)
+        rows = np.arange(len(view.z))
+        regret = distance[rows, view.k] - distance.min(1)
+        bound = (d + 4) * u * (distance[rows, view.k] + distance.min(1)) + 1e-8
+        yield within(regret, bound, "regret", "excess squared distance of the chosen code, codes 1000 spreads off centre")
+
+
+@invariant(
+    "lookup.codes_are_fixed_points", source="theory T27", corners=("single",),
+    needs=("codes", "codebook", "levels", "deterministic", "structure=plain", "metric=euclidean|cosine"),
+    mutants=("argmax_lookup", "wrong_metric"),
+    hint="a code put through the quantizer must come back: check the space in which distances are taken.",
+)
+def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Quantising a code returns it (or a duplicate of it)."""
+    (table, *_) = subject.codebooks()
+    if table.shape[1] != subject.domain.dim:
+        return
+    u = roundoff(subject)
+    count = max(subject.domain.min_n, min(len(table), 64))
+    z = table[torch.arange(count) % len(table)].to(subject.domain.dtype)
+    for view in views(subject.forward(z, train=False, seed=case.seed, trace=True)):
+        want = array(table)[np.arange(count) % len(table)]
+        got = array(table)[view.k]
+        if trait(subject, "metric") == "cosine":
+            want, got = (x / np.maximum(norms(x)[:, None], 1e-12) for x in (want, got))
+        d = want.shape[1]
+        reach = np.sqrt(2 * (d + 4) * u) * (norms(want) + norms(got)) + 1e-4
+        yield within(norms(got - want), reach, "fixed point", "distance between a code and the code chosen for it")
+
+
+@invariant(
+    "lookup.star_shaped", source="theory T27 (cells are convex)", corners=("single", "unit"),
+    needs=("codes", "codebook", "deterministic", "structure=plain", "metric=euclidean", "levels"),
+    mutants=("argmax_lookup", "wrong_metric", "noisy_lookup"),
+    hint="cells of a nearest-code lookup are convex: noise, argmax or another metric breaks this without any oracle.",
+)
+def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Moving a latent half-way towards its own code never changes the code, up to ties."""
+    u = roundoff(subject)
+    first = next(views(traced(subject, case, train=False)), None)
+    if first is None or first.z.shape[1] != subject.domain.dim:
+        return
+    moved = torch.from_numpy((first.z + first.q) / 2).to(subject.domain.dtype)
+    out = subject.forward(moved, train=False, seed=case.seed)
+    if out.codes is None:
+        return
+    z, book = array(moved), first.codebook
+    k = out.codes[:, 0].cpu().numpy()
+    # |z − c₁|² − |z − c₂|² is affine in z and not positive at c₁: half-way it is at most half of what T28 allows at z
+    excess = ((z - book[k]) ** 2).sum(1) - ((z - book[first.k]) ** 2).sum(1)
+    reach = (norms(first.z) + norms(z) + norms(book).max()) ** 2 * (2 * len(z[0]) + 8) * u + 2e-8
+    yield within(np.where(k != first.k, excess, 0.0), reach, "cell", "a latent left its cell on the way to its code")
+
+
+@invariant(
+    "lookup.code_determines", source="definition of a quantizer", needs=("codes", "hard"), parts=both_modes,
+    mutants=("noise_after_index", "soft_mixture"), state="both",
+    hint="everything after the index must be a function of the index: no noise, no mixture, and all levels in the index.",
+)
+def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Within one call, latents with equal codes have equal z_q, up to the rounding of the estimator."""
+    u = roundoff(subject)
+    z = case.z
+    if len(z) < 2:  # noqa: PLR2004
+        return
+    out = subject.forward(z, train=case.part == "train", seed=case.seed)
+    if out.codes is None:
+        return
+    _, group = np.unique(out.codes.cpu().numpy(), axis=0, return_inverse=True)
+    rows, latents = array(out.z_q.rows), array(z)
+    order = np.argsort(group.ravel(), kind="stable")
+    same = np.diff(group.ravel()[order]) == 0
+    if not same.any():
+        return
+    a, b = order[:-1][same], order[1:][same]
+    size = norms(rows[a]) + norms(rows[b]) + norms(latents[a]) + norms(latents[b])
+    relative = 64 * (1 + rows.shape[1] / 8) * u * (2 if out.codes.shape[1] == 1 else 2 * out.codes.shape[1])
+    if trait(subject, "estimator") not in {"straight-through", "none"} and case.part == "train":
+        s = np.minimum(_cosine(latents[a], rows[a]), _cosine(latents[b], rows[b]))
+        keep = (s > -0.5) & (np.minimum(norms(latents[a]), norms(latents[b])) > 1e-2)  # noqa: PLR2004
+        a, b, size = a[keep], b[keep], size[keep]
+        relative = relative * 8 + 1e-4
+    scale = max(1.0, float(np.abs(rows).max(initial=0)))
+    if len(a):
+        yield within(norms(rows[a] - rows[b]), relative * (size + scale), "same code", "distance between z_q of latents with equal codes")
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num((a * b).sum(1) / norms(a) / norms(b), nan=-1.0)
+
+
+def decoders(subject: Quantizer) -> tuple[str, ...]:
+    """Public decode methods that were found: a case each."""
+    return subject.decoders
+
+
+@invariant(
+    "lookup.decode", source="T34, T14; definition of a decoder of codes", needs=("codes", "decode"), parts=decoders, state="both",
+    corners=("single", "on-code", "unit"), mutants=("decode_transposed", "decode_scaled"),
+    hint="decode must undo layout and projection in the same order as forward, for every level.",
+)
+def decode(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """decode(codes) is the z_q that eval returned with these codes, for each public decode method."""
+    out = subject.forward(case.z, train=False, seed=case.seed)
+    if out.codes is None or case.part is None:
+        return
+    u = roundoff(subject)
+    want = array(out.z_q.rows)
+    got = array(subject.decode(out.codes, case.part))
+    if got.shape != want.shape:
+        yield holds(condition=False, label="shape", message=f"{case.part} gives {got.shape}, forward {want.shape}")
+        return
+    levels = out.codes.shape[1]
+    books = subject.codebooks()
+    size = sum(float(norms(array(book)).max(initial=0)) for book in books) + norms(want).max(initial=1.0)
+    gain = _gain(subject)
+    bound = (want.shape[1] + 8 + 2 * levels) * 4 * u * (size * gain + norms(want) + norms(array(case.z)) * 2)
+    yield within(norms(got - want), bound, "decode", f"|{case.part}(codes) − z_q|")
+
+
+def _gain(subject: Quantizer) -> float:
+    """Largest factor that a linear map of the module may apply to rounding errors: product of spectral norms above 1."""
+    factor = 1.0
+    for tensor in subject.module.parameters():
+        if tensor.ndim == 2 and min(tensor.shape) > 0 and max(tensor.shape) <= 4096:  # noqa: PLR2004
+            factor *= max(1.0, float(torch.linalg.matrix_norm(tensor.detach().float(), ord=2))) if tensor.shape[0] <= 512 else 1.0  # noqa: PLR2004
+    return min(factor, 1e3)
