@@ -1,0 +1,5 @@
+"""`python -m vqverify`."""
+
+from vqverify.cli import main
+
+main()

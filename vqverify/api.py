@@ -1,0 +1,93 @@
+"""The door for Python: check a layer, get a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vqverify.quantizer import Spec
+from vqverify.runner import Request, check, seed_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vqverify.report import Report
+
+
+def check_quantizer(
+    target: str | Callable[..., Any] | nn.Module,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    claims: Mapping[str, Any] | None = None,
+    role: Literal["layer", "estimator"] = "layer",
+    adapter: str | None = None,
+    profile: str = "quick",
+    seed: int | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    require: Sequence[str] = (),
+    fail_on: Sequence[str] = ("law", "contract"),
+    strict: bool = False,
+    expectations: Path | str | None = None,
+) -> Report:
+    """Check a layer against every statement that applies to it.
+
+    Args:
+        target: `pkg.mod:Class`, `file.py:Class`, a class, a factory, a function, or a module already built.
+        kwargs: constructor arguments.
+        claims: what the layer says it is, as `{"estimator": "rotation"}`.
+        role: `layer`, or `estimator` for a function (z, q) -> z_q.
+        adapter: `mod:obj` that says how to call the layer, where discovery is not enough.
+        profile: quick, merge or nightly.
+        seed: of construction and search; by default 0 (drawn anew for nightly, see `report.profile`).
+        only: shell patterns of row ids to check.
+        skip: shell patterns of row ids to leave out.
+        require: patterns of rows that must apply and pass.
+        fail_on: kinds whose failures fail the run.
+        strict: undetermined rows fail the run.
+        expectations: file of expected failures.
+
+    Returns:
+        The report; `report.exit_code` is 0 when everything that must hold does.
+
+    Raises:
+        TargetError: if the target cannot be imported, built or called.
+        ClaimError: if a claim is unknown.
+        UnknownInvariantError: if a pattern names no row.
+    """
+    spec, obj = subject_of(
+        target, kwargs, claims=claims, role=role, adapter=adapter, seed=seed_for(profile, seed)
+    )
+    request = Request(
+        spec,
+        profile,
+        tuple(only),
+        tuple(skip),
+        tuple(require),
+        tuple(fail_on),
+        strict,
+        expectations=Path(expectations) if expectations else None,
+    )
+    return check(request, obj=obj)
+
+
+def subject_of(
+    target: str | Callable[..., Any] | nn.Module,
+    kwargs: Mapping[str, Any] | None,
+    *,
+    claims: Mapping[str, Any] | None,
+    role: Literal["layer", "estimator"],
+    adapter: str | None,
+    seed: int,
+) -> tuple[Spec, Any]:
+    """A spec, and the object to open in its place where the target is no name."""
+    name = target if isinstance(target, str) else _name(target)
+    spec = Spec(name, dict(kwargs or {}), dict(claims or {}), role, adapter, seed)
+    return spec, None if isinstance(target, str) else target
+
+
+def _name(target: Any) -> str:
+    """`module:qualname`, so that a witness can be replayed where the name can be imported."""
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}:{named.__qualname__}"

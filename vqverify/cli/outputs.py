@@ -1,0 +1,98 @@
+"""Where a report goes: the terminal, and files in the formats that others read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vqverify.cli import words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vqverify.report import Report
+
+WIDTH = 100
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_OPTIONS = (
+    click.option(
+        "--json",
+        "json_file",
+        type=_FILE,
+        metavar="FILE",
+        help="The report, and its witnesses in FILE.witnesses/.",
+    ),
+)
+
+
+def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name output files."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def write(report: Report, given: Mapping[str, Any]) -> None:
+    """Write every file that was asked for; refused with exit 2 if one cannot be written."""
+    from vqverify.report import save
+
+    try:
+        if given.get("json_file"):
+            save(report, given["json_file"])
+    except OSError as error:
+        words.refuse(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
+
+
+def write_data(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all; refused with exit 2 if it cannot be written."""
+    from vqverify.report import dumps, write_atomically
+
+    try:
+        write_atomically(path, dumps(data))
+    except OSError as error:
+        words.refuse(f"{path} cannot be written: {error.strerror}")
+
+
+def show(report: Report, saved: Path | None = None) -> None:
+    """Print a report; `saved` is where its JSON is."""
+    from vqverify.render import terminal
+
+    printed(terminal.render(report, saved))
+
+
+def printed(what: RenderableType) -> None:
+    """Print: in colour on a terminal; where it is piped plain, 100 columns wide and without trailing blanks."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.width = min(console.width, WIDTH)
+        console.print(what)
+        return
+    console.width = WIDTH
+    with console.capture() as text:
+        console.print(what)
+    click.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def read(path: Path) -> Report:
+    """Read a report file.
+
+    Raises:
+        ReportError: if it is none.
+    """
+    from vqverify.report import ReportError, from_json
+
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ReportError(f"the report {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ReportError(f"{path} is no report: {error}") from None
+    if not isinstance(data, dict):
+        raise ReportError(f"{path} is no report: it needs a JSON object")
+    return from_json(data)

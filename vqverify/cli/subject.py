@@ -1,0 +1,83 @@
+"""The options that name a subject, shared by the commands that open one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vqverify.cli import words
+
+if TYPE_CHECKING:
+    from vqverify.quantizer import Spec
+
+REFERENCE = "vqverify.reference:VectorQuantizer"
+REFERENCE_KWARGS = {"dim": 8, "codebook_size": 16}
+
+_OPTIONS = (
+    click.argument("target", required=False),
+    click.option(
+        "--kw",
+        "kw",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A constructor argument; the value is JSON, else a string.",
+    ),
+    click.option("--kwargs", "kwargs", metavar="JSON", help="Constructor arguments as one JSON object."),
+    click.option(
+        "--claim",
+        "claim",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What the layer says it is, as estimator=rotation.",
+    ),
+    click.option(
+        "--adapter", metavar="MOD:OBJ", help="How to call the layer, where discovery is not enough."
+    ),
+    click.option(
+        "--as",
+        "role",
+        type=click.Choice(["layer", "estimator"]),
+        default="layer",
+        show_default=True,
+        help="A layer, or a bare estimator function (z, q) -> z_q.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        help="Seed of construction and search.  [default: 0; nightly: drawn]",
+    ),
+    click.option("--traceback", is_flag=True, help="Show where an error comes from."),
+)
+
+
+def subject_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add TARGET and the options that say how to build it."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def spec_of(
+    target: str | None,
+    kw: tuple[str, ...],
+    kwargs: str | None,
+    claim: tuple[str, ...],
+    adapter: str | None,
+    role: str,
+    seed: int,
+) -> Spec:
+    """The subject that the options name; without TARGET the reference layer.
+
+    Raises:
+        UsageError: if an option cannot be read.
+    """
+    from vqverify.quantizer import Spec
+
+    given = words.json_object(kwargs, "--kwargs") | words.assignments(kw, "--kw")
+    if target is None:
+        if role != "layer":
+            raise click.UsageError(f"--as {role} needs a TARGET such as my_estimator.py:rotate")
+        target, given = REFERENCE, REFERENCE_KWARGS | given
+    return Spec(target, given, words.assignments(claim, "--claim"), role, adapter, seed)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Renderings: each a pure function of a report."""

@@ -1,0 +1,169 @@
+"""The report for a terminal of 100 columns: causes first, then what holds, then what was not decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from vqverify.render import identity, witness, words
+from vqverify.report import Report, Result, SubjectReport
+
+KIND_STYLE = {"law": "bold red", "contract": "red", "limit": "yellow", "hardening": "yellow"}
+
+
+def render(report: Report, saved: Path | None = None) -> RenderableType:
+    """A report as something that `rich` prints.
+
+    Args:
+        report: the report.
+        saved: where its JSON is, for the advice on replaying.
+    """
+    parts: list[RenderableType] = []
+    for subject in report.subjects:
+        parts += [
+            _head(report, subject),
+            Padding(identity.table(subject.identified, fold=False), (0, 0, 1, 2)),
+            *_failures(report, subject, saved),
+            *_rest(subject),
+        ]
+    return Group(*parts, *_summary(report))
+
+
+def _head(report: Report, subject: SubjectReport) -> RenderableType:
+    package = f"{subject.package['name']} {subject.package['version']} · " if subject.package else ""
+    profile = f"{report.profile.get('name')} · seed {report.profile.get('seed')}"
+    torch = report.environment.get("torch", "?")
+    line = Text(f"{subject.target} · {package}{profile} · torch {torch}", "dim", overflow="fold")
+    return Group(Rule(Text(subject.name, "bold"), align="left", style="blue"), line, "")
+
+
+def _grid(*styles: str | None) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for style in styles:
+        table.add_column(style=style, overflow="fold")
+    return table
+
+
+def _failures(report: Report, subject: SubjectReport, saved: Path | None) -> Iterator[RenderableType]:
+    for cause, followers in words.grouped(words.failures(subject)):
+        yield _failure(report, cause, saved)
+        if followers:
+            yield Padding(Text("and what follows from it:", "dim"), (0, 0, 0, 4))
+        for result in followers:
+            yield Padding(_follower(result), (0, 0, 0, 6))
+        yield ""
+
+
+def _headline(result: Result) -> Text:
+    text = Text.assemble(
+        ("✗ ", "bold red"), (words.title(result), "bold"), "  ", (result.label or "", "bold yellow")
+    )
+    text.append(f"  {result.kind}", KIND_STYLE.get(result.kind, "red"))
+    if result.status == "fixed":
+        text.append("  fixed: it was expected to fail", "bold green")
+    if result.known:
+        text.append("  known", "dim")
+    return text
+
+
+def _failure(report: Report, result: Result, saved: Path | None) -> RenderableType:
+    table = _grid("dim", None)
+    if result.reason:
+        table.add_row("reason", Text(result.reason))
+    if result.statement:
+        table.add_row("must hold", Text(result.statement))
+    if result.source:
+        table.add_row("source", Text(result.source))
+    if result.hint:
+        table.add_row("hint", Text(result.hint, "italic"))
+    program = report.witnesses.get(result.witness) if result.witness else None
+    if program:
+        inner = _grid("cyan", None)
+        for name, value in witness.lines(program):
+            inner.add_row(name, Text(value))
+        table.add_row("witness", inner)
+        table.add_row("replay", Text(f"vqverify replay {saved or 'REPORT.json'}#{result.witness}"))
+    message = Text(result.message or "", overflow="fold")
+    return Group(_headline(result), Padding(message, (0, 0, 0, 2)), Padding(table, (0, 0, 0, 4)))
+
+
+def _follower(result: Result) -> Text:
+    text = Text.assemble(("✗ ", "red"), words.title(result), " ", (result.label or "", "yellow"))
+    return text.append(f"  {result.message or ''}", "dim")
+
+
+def _rest(subject: SubjectReport) -> Iterator[RenderableType]:
+    of = {
+        status: [r for r in subject.results if r.status == status]
+        for status in ("passed", "expected", "undetermined", "n/a", "error")
+    }
+    for result in of["error"]:
+        yield Group(
+            Text.assemble(
+                ("! ", "bold magenta"), (words.title(result), "bold"), ("  error of the harness", "magenta")
+            ),
+            Padding(Text(result.reason or ""), (0, 0, 1, 2)),
+        )
+    for result in of["expected"]:
+        yield Text.assemble(
+            ("x ", "yellow"),
+            (words.title(result), "bold"),
+            f" {result.label}",
+            (f"  expected: {result.reason}", "dim"),
+        )
+    yield from _passed(of["passed"])
+    yield from _reasons("undetermined", "yellow", of["undetermined"])
+    yield from _reasons("n/a", "dim", of["n/a"])
+
+
+def _passed(results: Sequence[Result]) -> Iterator[RenderableType]:
+    """A line a group: names, with the worst margin of their cases where something was measured."""
+    if not results:
+        return
+    groups: dict[str, dict[str, list[Result]]] = {}
+    for result in results:
+        group, _, name = result.invariant.partition(".")
+        groups.setdefault(group, {}).setdefault(name, []).append(result)
+    table = _grid("green", None)
+    for group, rows in groups.items():
+        table.add_row(f"✓ {group}", Text("  ").join(_passed_row(name, cases) for name, cases in rows.items()))
+    yield table
+    yield ""
+
+
+def _passed_row(name: str, cases: list[Result]) -> Text:
+    text = Text(name if len(cases) == 1 else f"{name}×{len(cases)}")
+    worst = words.worst(cases)
+    return text.append(f" {words.margin(worst.margin)}", "dim") if worst else text
+
+
+def _reasons(status: str, style: str, results: Iterable[Result]) -> Iterator[RenderableType]:
+    table = _grid(style, "dim")
+    for reason, rows in words.by_reason(results):
+        table.add_row(status, Text(f"{', '.join(dict.fromkeys(map(words.title, rows)))}: {reason}"))
+    if table.row_count:
+        yield table
+        yield ""
+
+
+def _summary(report: Report) -> Iterator[RenderableType]:
+    results = [result for subject in report.subjects for result in subject.results]
+    worst = words.worst(results)
+    parts = [words.counts(report) or "nothing was checked", f"{sum(r.examples for r in results):,} examples"]
+    if worst is not None:
+        parts.append(f"worst margin {words.margin(worst.margin)} of what is allowed ({words.title(worst)})")
+    parts.append(f"{sum(subject.seconds for subject in report.subjects):.1f} s")
+    code = report.exit_code
+    yield Rule(style="blue")
+    yield Text(" · ".join(parts), "bold")
+    if not report.complete:
+        yield Text(
+            "not complete: the run was cut short; --resume goes on from its JSON report", "bold yellow"
+        )
+    yield Text(words.verdict(code), "bold green" if code == 0 else "bold red")
