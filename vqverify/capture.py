@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from vqverify.families import recognised
 from vqverify.quantizer import Level, Node
@@ -40,11 +39,19 @@ class Recorder(TorchFunctionMode):
         return result
 
     def note(self, value: Any) -> None:
-        """Record the floating tensors inside any nested value."""
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in self._seen:
-                self._seen.add(id(leaf))
-                self.tensors.append(leaf)
+        """Record the floating tensors inside nested tuples, lists, dicts and dataclasses."""
+        if isinstance(value, Tensor):
+            if id(value) not in self._seen and value.is_floating_point():
+                self._seen.add(id(value))
+                self.tensors.append(value)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                self.note(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.note(item)
+        elif hasattr(value, "__dataclass_fields__"):
+            self.note(vars(value) if hasattr(value, "__dict__") else ())
 
 
 @dataclass(frozen=True)
