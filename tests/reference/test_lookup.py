@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from vqverify.reference import directions, nearest_codes
+from vqverify.reference import _exact, _products, directions, nearest_codes
 from vqverify.reference import lookup as lookup_module
 
 
@@ -71,7 +71,9 @@ def test_index_does_not_depend_on_chunk_or_batch(monkeypatch, dtype):
     whole = nearest_codes(grid, codes)
     assert torch.equal(whole, exact(grid, codes))
     assert torch.equal(whole, torch.cat([nearest_codes(row, codes) for row in grid.split(3)]))
-    monkeypatch.setattr(lookup_module, "_BUFFER_BYTES", 64)
+    for name, value in (("BUFFER_BYTES", 64), ("_COLUMNS", 7), ("_LEFT", 55)):
+        monkeypatch.setattr(_products, name, value)
+    monkeypatch.setattr(_exact, "_BLOCK", 50)
     assert torch.equal(whole, nearest_codes(grid, codes))
 
 

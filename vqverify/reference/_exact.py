@@ -1,35 +1,33 @@
-"""Which of the candidate codes is nearest, decided without rounding."""
+"""Which code is nearest, decided without rounding, for the rows that a certificate leaves open."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from vqverify.reference._products import Table, certified, full_precision, gap_error, prepare
 
-_PAIR_BYTES = 1 << 21
-"""Memory for one chunk of float64 differences."""
-
-
-def working_dtype(z: Tensor, codebook: Tensor) -> torch.dtype:
-    """Return the dtype of the fast pass: float64 if either side is, else float32."""
-    return torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
+_BLOCK = 1 << 17
+"""Float64 numbers of one block of scores or differences: 1 MiB."""
+_FEW = 32
+"""Up to so many rows a second table costs more than it saves."""
 
 
-def settle(z: Tensor, codebook: Tensor, rows: Tensor) -> Tensor:
+def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
     """Return the exact nearest code of the given rows, ties to the lowest index.
 
-    Direct differences in float64 decide all but the nearest calls (relative error (D + 2) u of theory T28);
-    those are compared as rational numbers.
+    If the rows are many, a second certificate in float64 decides nearly all of them. What is left is decided
+    among the few codes that the error bound allows: by direct differences in float64, then, for ties and what
+    is nearly one, without rounding.
 
     Args:
         z: latents (N, D) as given.
         codebook: codes (K, D) as given.
         rows: the rows to decide (M,), int64.
+        table: the codebook made ready for the products.
 
     Returns:
         int64 indices (M,).
@@ -37,39 +35,114 @@ def settle(z: Tensor, codebook: Tensor, rows: Tensor) -> Tensor:
     Raises:
         ValueError: if one of the rows holds NaN or infinity.
     """
-    latents, codes = z[rows].double(), codebook.double()
-    finite = latents.isfinite().all(1)
-    if not bool(finite.all()):
-        bad = rows[~finite].tolist()
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ValueError(f"z must be finite; {len(bad)} of its {len(z)} rows hold NaN or infinity: {shown}")
-    k, dim = codes.shape
+    _require_finite(z, rows)
+    escalate = len(rows) > _FEW and table.rows.dtype != torch.float64
+    if escalate:
+        table = prepare(codebook, torch.float64)
     out = torch.empty_like(rows)
-    step = max(1, _PAIR_BYTES // (8 * k * dim))
-    slack = 1 + 4 * (dim + 4) * torch.finfo(torch.float64).eps
-    for i in range(0, len(rows), step):
-        part = slice(i, i + step)
-        distance = _distances(latents[part], codes)
-        best, index = distance.min(1)
-        # NaN and overflow compare as "may be nearest": the rational comparison sorts them out
-        close = ~(distance > best.unsqueeze(1) * slack + torch.finfo(torch.float64).tiny)
-        for row in (close.sum(1) != 1).nonzero().flatten().tolist():
-            candidates = close[row].nonzero().flatten().tolist()
-            index[row] = _nearest_rational(latents[i + row], codes, candidates)
-        out[part] = index
+    step = max(1, _BLOCK // (table.dim + 1))
+    for part, index in zip(rows.split(step), out.split(step), strict=True):
+        latents = z[part]
+        if escalate:
+            found, certain = certified(latents, table)
+            index.copy_(found)
+            left_open = (~certain).nonzero().squeeze(1)
+            index[left_open] = _decide(latents[left_open], codebook, table)
+        else:
+            index.copy_(_decide(latents, codebook, table))
     return out
 
 
-def _distances(z: Tensor, codes: Tensor) -> Tensor:
-    return (z.unsqueeze(1) - codes).square_().sum(2)
+def _require_finite(z: Tensor, rows: Tensor) -> None:
+    bad = rows[~z[rows].isfinite().all(1)].tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ValueError(f"z must be finite; {len(bad)} of its {len(z)} rows hold NaN or infinity: {shown}")
 
 
-def _nearest_rational(z: Tensor, codes: Tensor, candidates: list[int]) -> int:
+def _decide(z: Tensor, codebook: Tensor, table: Table) -> Tensor:
+    """Return the nearest codes of latents (M, D), comparing all candidates exactly."""
+    out = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    step = max(1, _BLOCK // len(codebook))
+    for part, index in zip(z.split(step), out.split(step), strict=True):
+        row, code = _closest(part, codebook, *_candidates(part, table))
+        index[row] = code
+        tied = (torch.bincount(row, minlength=len(part)) > 1)[row]
+        if bool(tied.any()):
+            _break_ties(part, codebook, row[tied], code[tied], index)
+    return out
+
+
+def _candidates(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+    """Return (row, code) pairs, in lexicographic order: every code that may be the nearest of a row."""
+    left = table.left(z)
+    with full_precision():
+        scores = left @ table.rows.t()
+    error = gap_error(torch.linalg.vector_norm(left[:, :-1], dim=1), table)
+    # NaN, from overflow or a broken code, compares as "may be nearest"
+    row, code = (~(scores > (scores.amin(1) + error).unsqueeze(1))).nonzero().unbind(1)
+    return row, code
+
+
+def _closest(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the pairs whose float64 distance is the least of its row, up to its relative error (D + 2) u."""
+    step = max(1, _BLOCK // z.shape[1])
+    pairs = zip(row.split(step), code.split(step), strict=True)
+    blocks = [(z[r].double() - codebook[c].double()).square_().sum(1) for r, c in pairs]
+    distance = torch.cat(blocks)
+    least = distance.new_full((len(z),), torch.inf).scatter_reduce_(0, row, distance, "amin")
+    info = torch.finfo(torch.float64)
+    close = ~(distance > least[row] * (1 + 4 * (z.shape[1] + 4) * info.eps) + z.shape[1] * info.tiny)
+    return row[close], code[close]
+
+
+def _break_ties(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor, index: Tensor) -> None:
+    """Write the winners of pairs to ``index``: as integers on a common dyadic grid, else as rational numbers."""
+    distance, exact = _grid_distances(z, codebook, row, code)
+    last = torch.iinfo(torch.int64).max
+    least = torch.full_like(index, last).scatter_reduce_(0, row, distance, "amin")
+    winner = distance == least[row]
+    lowest = torch.full_like(index, last).scatter_reduce_(0, row[winner], code[winner], "amin")
+    index[row] = lowest[row]
+    for r in row[~exact].unique().tolist():
+        index[r] = _nearest_rational(z[r], codebook, code[row == r])
+
+
+def _grid_distances(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    """Return squared distances of pairs as int64, in units of a common grid, and which of them are exact.
+
+    The unit is the power of two that makes the largest number at hand just fit: Σ(a - b)² < 2⁶³.
+    """
+    dim = codebook.shape[1]
+    room = 30 - math.ceil(math.log2(dim) / 2)
+    # frexp: the largest number is below 2^exponent; 2^shift itself must be a float64
+    shift = min(room - math.frexp(max(_largest(z), _largest(codebook)))[1], 1000)
+    blocks: list[tuple[Tensor, Tensor]] = []
+    step = max(1, _BLOCK // dim)
+    for r, c in zip(row.split(step), code.split(step), strict=True):
+        (a, a_exact), (b, b_exact) = _to_grid(z[r], shift), _to_grid(codebook[c], shift)
+        blocks.append(((a - b).square_().sum(1), a_exact & b_exact))
+    distance, exact = zip(*blocks, strict=True)
+    return torch.cat(distance), torch.cat(exact)
+
+
+def _largest(x: Tensor) -> float:
+    return max(float(x.abs().nan_to_num(0, 0).max()), torch.finfo(torch.float64).tiny)
+
+
+def _to_grid(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Return x·2^shift as int64 and, a row, whether that is exact."""
+    scaled = x.double() * 2.0**shift
+    whole = scaled.nan_to_num(0, 0, 0).round()
+    return whole.long(), (scaled == whole).all(1)
+
+
+def _nearest_rational(z: Tensor, codebook: Tensor, candidates: Tensor) -> int:
     """Compare squared distances as rational numbers; codes that are not finite are farthest of all."""
     point = [Fraction(x) for x in z.tolist()]
-    best, nearest = None, candidates[0]
-    for k in candidates:
-        code = codes[k].tolist()
+    best, nearest = None, int(candidates[0])
+    for k in candidates.tolist():
+        code = codebook[k].double().tolist()
         if all(map(math.isfinite, code)):
             distance = sum(((a - Fraction(b)) ** 2 for a, b in zip(point, code, strict=True)), Fraction(0))
             if best is None or distance < best:
