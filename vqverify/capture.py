@@ -86,10 +86,14 @@ class Position:
 
 @dataclass(frozen=True)
 class Located:
-    """Positions of every level's z_c and q_c, valid for records of the same length."""
+    """Positions of every level's z_c and q_c, valid for records of the same length.
+
+    `plain` says that z_c is the input and q_c the output, in value and in gradient: no record is needed.
+    """
 
     length: int
     levels: tuple[tuple[Position | None, Position], ...]
+    plain: bool = False
 
 
 def readings(tensor: Tensor, n: int, dim: int, levels: int) -> Iterator[Reading]:
@@ -219,6 +223,18 @@ def _known(
     rows = q_c.reading.rows(target, dim, levels)
     got = z_c.reading.rows(pull(rows, source, probe.to(rows)), dim, levels)
     return recognised(z_c.reading.rows(source, dim, levels), rows, probe.to(rows), got)
+
+
+def is_plain(level: Level, leaf: Tensor, z_q: Tensor) -> bool:
+    """Whether a level's latent and code are the pass's input and output rows, in value and in gradient."""
+    if level.z_c is None or level.z_c.tensor.numel() != leaf.numel():
+        return False
+    if not z_q.requires_grad:
+        return level.z_c.tensor is leaf and torch.equal(level.q_c.rows, z_q)
+    probe = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(leaf)
+    same = torch.equal(level.z_c.rows, leaf) and torch.equal(level.q_c.rows, z_q)
+    inward = torch.equal(pull(level.z_c.rows, leaf, probe), probe)
+    return same and inward and torch.equal(level.q_c.to_rows(pull(z_q, level.q_c.tensor, probe)), probe)
 
 
 def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequence[int]) -> tuple[Level, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from vqverify import capture, state
 from vqverify.bounds import Violation
 from vqverify.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
-from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec
+from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
 from vqverify.randomness import forked
 
 
@@ -53,18 +54,20 @@ class Layer:
 
     def forward(
         self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
-        layout: str | None = None,
+        layout: str | None = None, via: Via | None = None,
     ) -> Quantized:
         call = self._call(layout)
         n = len(z)
         leaf = z.detach().clone().requires_grad_(grad)
         before = self.codebooks() if trace else ()
+        record = trace and bool(before) and not self._plain(train=train)
         recorder = capture.Recorder()
         self.module.train(train)
         with guarded(f"a {'train' if train else 'eval'} pass on {n} latents"), forked(seed), torch.set_grad_enabled(grad):
             x = enter(leaf, call.layout, groups)
-            with recorder if trace else contextlib.nullcontext():
-                raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
+            with recorder if record else contextlib.nullcontext():
+                invoke = functools.partial(getattr(self.module, self.plan.method), **self.plan.arguments)
+                raw = invoke(x) if via is None else via(invoke, x)
             recorder.note(raw)
         return self._canonical(raw, call, leaf, groups, before, recorder, train=train, trace=trace)
 
@@ -80,10 +83,12 @@ class Layer:
         codes = self._codes(raw, call, n, groups)
         losses = tuple(_tensor(raw, output.path) for output in call.losses)
         total = sum((loss.sum() for loss in losses), start=torch.zeros((), dtype=leaf.dtype)) if losses else None
+        z = Node(leaf, lambda t: t)
         levels: tuple[Level, ...] = ()
         if trace and codes is not None and before and leaf.requires_grad:
-            levels = self._levels(recorder.tensors, leaf, codes, before, train=train)
-        return Quantized(Node(leaf, lambda t: t), z_q, codes, total, losses, levels, before, raw)
+            plain = self._plain(train=train)
+            levels = (Level(z, z_q),) if plain else self._levels(recorder.tensors, leaf, codes, before, train=train)
+        return Quantized(z, z_q, codes, total, losses, levels, before, raw)
 
     def _codes(self, raw: Any, call: Call, n: int, groups: int) -> Tensor | None:
         if not call.codes:
@@ -103,7 +108,15 @@ class Layer:
             located = capture.locate(record, leaf, codes, before)
         return () if located is None else capture.read(record, leaf, located, [e.shape[1] for e in before])
 
-    def _locate(self, *, train: bool, length: int) -> capture.Located | None:
+    def _plain(self, *, train: bool) -> bool:
+        """Whether passes need no record: the layer searches its input and returns its codes as they are."""
+        key = (train, -1)
+        if key not in self._located:
+            self._located[key] = self._locate(train=train)
+        located = self._located[key]
+        return located is not None and located.plain
+
+    def _locate(self, *, train: bool, length: int | None = None) -> capture.Located | None:
         """Locate the levels on generic latents, so that no drawn input can mislead the search."""
         saved, modes = state.take(self.module), self.module.training
         n = 2 * self.domain.dim + 13
@@ -123,14 +136,24 @@ class Layer:
                     raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
                 recorder.note(raw)
                 codes = self._codes(raw, call, n, 1)
-                if codes is None or len(recorder.tensors) != length:
+                if codes is None or length not in {None, len(recorder.tensors)}:
                     return None
-                return capture.locate(recorder.tensors, leaf, codes, books)
+                return self._judged(capture.locate(recorder.tensors, leaf, codes, books), recorder, leaf, raw, call)
         except Violation:
             return None
         finally:
             state.put_back(saved)
             self.module.train(modes)
+
+    def _judged(
+        self, located: capture.Located | None, recorder: capture.Recorder, leaf: Tensor, raw: Any, call: Call
+    ) -> capture.Located | None:
+        """Note on a located pass whether it is plain."""
+        if located is None or len(located.levels) != 1:
+            return located
+        (level,) = capture.read(recorder.tensors, leaf, located, [leaf.shape[1]])
+        z_q = leave(_tensor(raw, call.z_q.path), call.z_q.form, len(leaf))
+        return replace(located, plain=capture.is_plain(level, leaf, z_q))
 
     def _call(self, layout: str | None) -> Call:
         if layout is None:
@@ -191,7 +214,7 @@ class Layer:
     def decode(self, codes: Tensor, method: str) -> Tensor:
         decoder: Decoder = next(found for found in self.plan.decoders if found.method == method)
         n = len(codes)
-        shaped = enter(codes if "L" in decoder.codes_form else codes.squeeze(1), decoder.codes_form)
+        shaped = enter(codes.reshape(n, *(decoder.levels or codes.shape[1:] * ("L" in decoder.codes_form))), decoder.codes_form)
         with guarded(f"{method}(codes)"), torch.no_grad():
             value = getattr(self.module, method)(shaped)
         if not isinstance(value, Tensor):
@@ -222,12 +245,17 @@ class Layer:
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in state.named_state(self.module).items()}
 
-    def build(self, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Layer:
+    def build(
+        self, overrides: Mapping[str, Any] | None = None, seed: int | None = None, *, warm: bool = True
+    ) -> Layer:
         spec = replace(self.spec, kwargs={**self.spec.kwargs, **(overrides or {})}, seed=self.spec.seed if seed is None else seed)
-        module = self.factory(overrides or {}, spec.seed)
-        twin = replace(self, spec=spec, module=module, _fresh=None, _located={})
-        twin.warm_up()
+        twin = replace(self, spec=spec).over(self.factory(overrides or {}, spec.seed))
+        if warm:
+            twin.warm_up()
         return twin
+
+    def over(self, module: nn.Module) -> Layer:
+        return replace(self, module=module, _fresh=None, _located={})
 
 
 def _rows_of_codes(value: Tensor, form: str, n: int, groups: int) -> Tensor:
