@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vqverify.quantizer import Spec
-from vqverify.runner import Request, check, seed_for
+from vqverify.request import Request, seed_for
+from vqverify.runner import check
 
 if TYPE_CHECKING:
     from torch import nn

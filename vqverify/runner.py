@@ -7,12 +7,10 @@ process) leaves a report with what it had.
 from __future__ import annotations
 
 import fnmatch
-import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,76 +19,13 @@ from vqverify import __version__, engine, environment, expected, target
 from vqverify.invariant import Invariant, registry, select
 from vqverify.quantizer import Finding, Quantizer, Spec
 from vqverify.report import Report, Result, SubjectReport, subject_exit
+from vqverify.request import Request, RequestError, profile_called
 
 if TYPE_CHECKING:
-    from vqverify.witness import Witness
+    pass
 
+BUDGET = "budget"  # the reason of a row that the budget did not reach
 STATUS_OF_EXIT = {0: "passed", 1: "failed", 3: "error"}
-
-
-class RequestError(Exception):
-    """A request that makes no sense; the message says what was given and what is needed."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a door asks for: plain data.
-
-    Attributes:
-        spec: the subject.
-        profile: quick, merge or nightly.
-        only, skip: shell patterns of row ids.
-        require: patterns of rows that must apply and pass.
-        fail_on: kinds whose failures fail the run.
-        strict: undetermined rows fail the run.
-        budget: seconds; rows not reached by then are undetermined.
-        expectations: file of expected failures.
-        jobs: worker processes; 1 runs in this one.
-        timeout: seconds that one row may take; rows then run in a process of their own.
-    """
-
-    spec: Spec
-    profile: str = "quick"
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    require: tuple[str, ...] = ()
-    fail_on: tuple[str, ...] = ("law", "contract")
-    strict: bool = False
-    budget: float | None = None
-    expectations: Path | None = None
-    jobs: int = 1
-    timeout: float | None = None
-
-    def described(self) -> dict[str, Any]:
-        """What the report keeps of it: two runs with the same description make the same rows."""
-        profile = profile_called(self.profile)
-        return {
-            **asdict(profile),
-            "seed": self.spec.seed,
-            "only": list(self.only),
-            "skip": list(self.skip),
-            "require": list(self.require),
-            "fail_on": list(self.fail_on),
-            "strict": self.strict,
-        }
-
-
-def profile_called(name: str) -> engine.Profile:
-    """The profile of that name.
-
-    Raises:
-        RequestError: if there is none.
-    """
-    if name not in engine.PROFILES:
-        raise RequestError(f"no profile is called {name!r}; there are {', '.join(engine.PROFILES)}")
-    return engine.PROFILES[name]
-
-
-def seed_for(profile: str, given: int | None) -> int:
-    """The seed of a run: the given one, else 0, else (nightly) one drawn anew, which the report prints."""
-    if given is not None:
-        return given
-    return 0 if profile_called(profile).fixed else secrets.randbelow(2**31)
 
 
 @dataclass
@@ -112,10 +47,18 @@ class Run:
         """Check row after row; yields the id of each when it is done."""
         jobs = [self._job(row) for row in self.rows if row.id not in self.done]
         for job, outcome in self._outcomes(jobs):
-            id_ = job.ids[0]
-            self.done[id_] = outcome.results
-            self.witnesses |= {digest: witness.to_json() for digest, witness in outcome.witnesses.items()}
-            yield id_
+            self._keep(job.ids[0], outcome)
+            yield job.ids[0]
+
+    def row(self, id_: str) -> tuple[Result, ...]:
+        """Check one row, unless that is done, and return what it came to."""
+        if id_ not in self.done:
+            self._keep(id_, engine.run(self._job(registry()[id_]), lambda _: self.subject))
+        return tuple(expected.applied(self.done[id_], self.verdicts))
+
+    def _keep(self, id_: str, outcome: engine.Outcome) -> None:
+        self.done[id_] = outcome.results
+        self.witnesses |= {digest: witness.to_json() for digest, witness in outcome.witnesses.items()}
 
     def _job(self, row: Invariant) -> engine.Job:
         return engine.Job(
@@ -254,9 +197,6 @@ def _take_over(run: Run, old: Report) -> None:
     run.witnesses |= dict(old.witnesses)
 
 
-BUDGET = "budget"
-
-
 def _unreached(row: Invariant, request: Request) -> Result:
     return Result(
         row.id,
@@ -306,46 +246,3 @@ def _package(spec: Spec, obj: Any) -> dict[str, str] | None:
     factory = target.load(spec.target) if obj is None else obj
     found = target.package_of(type(factory) if isinstance(factory, torch.nn.Module) else factory)
     return {"name": found[0], "version": found[1]} if found else None
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What a witness does today.
-
-    Attributes:
-        fails: whether its statement fails on it.
-        label: the clause that fails now, which may be another than the witness's.
-        message: what was found.
-        checked: whether the statement's hypotheses were met at all.
-    """
-
-    fails: bool
-    label: str | None
-    message: str
-    checked: bool
-
-
-def replay(witness: Witness, *, obj: Any = None) -> Replay:
-    """Run a witness again.
-
-    Raises:
-        RequestError: if its statement is not in the catalogue.
-    """
-    from vqverify.subject import open_subject
-
-    row = registry().get(witness.invariant)
-    if row is None:
-        raise RequestError(
-            f"the witness is of the row {witness.invariant!r}, which this version does not have"
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        subject = open_subject(witness.spec, obj=obj)
-        clauses = list(engine.evaluate(row, subject, witness.case))
-    failing = [clause for clause in clauses if not clause.holds]
-    worst = next(
-        (clause for clause in failing if clause.label == witness.label), failing[0] if failing else None
-    )
-    if worst is None:
-        return Replay(fails=False, label=None, message="", checked=bool(clauses))
-    return Replay(fails=True, label=worst.label, message=worst.message, checked=True)

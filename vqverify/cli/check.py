@@ -15,7 +15,8 @@ from vqverify.cli import outputs, words
 from vqverify.cli.subject import spec_of, subject_options
 
 if TYPE_CHECKING:
-    from vqverify.runner import Request, Run
+    from vqverify.request import Request
+    from vqverify.runner import Run
 
 AUTOSAVE = (
     2.0  # seconds between two writes of an unfinished report: what a layer that kills the process leaves
@@ -108,16 +109,16 @@ def command(**given: Any) -> int:
 
 
 def _request(given: dict[str, Any]) -> Request:
-    from vqverify import runner
+    from vqverify.request import Request, seed_for
 
-    seed = runner.seed_for(given["profile"], given["seed"])
+    seed = seed_for(given["profile"], given["seed"])
     spec = spec_of(
         given["target"], given["kw"], given["kwargs"], given["claim"], given["adapter"], given["role"], seed
     )
     expectations = given["expectations"]
     if given["accept"] and not expectations.exists():
         expectations = None  # the file to come
-    return runner.Request(
+    return Request(
         spec,
         given["profile"],
         given["only"],

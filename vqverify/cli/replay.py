@@ -27,14 +27,14 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
 
     WITNESS is a witness file, or REPORT.json#digest (the first digits are enough).
     """
-    from vqverify import runner
-    from vqverify.render import replay
+    from vqverify import replay
+    from vqverify.render import replay as rendering
     from vqverify.witness import from_json
 
     with words.refusing(traceback=traceback):
         data = load(witness)
         program = from_json(data)
-        found = runner.replay(program)
+        found = replay.replay(program)
     if json_file:
         outputs.write_data(
             json_file,
@@ -46,7 +46,7 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
                 "message": found.message,
             },
         )
-    outputs.printed(replay.render(data, found))
+    outputs.printed(rendering.render(data, found))
     return int(found.fails)
 
 

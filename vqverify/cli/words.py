@@ -93,7 +93,7 @@ def refusing(*, traceback: bool) -> Iterator[None]:
     from vqverify.expected import ExpectationError
     from vqverify.invariant import UnknownInvariantError
     from vqverify.report import ReportError
-    from vqverify.runner import RequestError
+    from vqverify.request import RequestError
     from vqverify.target import TargetError
     from vqverify.witness import WitnessError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
@@ -91,6 +91,14 @@ def _failure(report: Report, result: Result, saved: Path | None) -> RenderableTy
         table.add_row("replay", Text(f"vqverify replay {saved or 'REPORT.json'}#{result.witness}"))
     message = Text(result.message or "", overflow="fold")
     return Group(_headline(result), Padding(message, (0, 0, 0, 2)), Padding(table, (0, 0, 0, 4)))
+
+
+def failure_text(report: Report, result: Result, width: int = 100) -> str:
+    """One result as plain text, for a test's failure message."""
+    console = Console(width=width, color_system=None, highlight=False)
+    with console.capture() as text:
+        console.print(_failure(report, result, None))
+    return "\n".join(line.rstrip() for line in text.get().splitlines())
 
 
 def _follower(result: Result) -> Text:
