@@ -56,11 +56,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A public method that turns codes back into z_q, with the forms that it takes and gives."""
+    """A public method that turns codes back into z_q, with the forms that it takes and gives.
+
+    Attributes:
+        method: its name.
+        codes_form: form of its argument.
+        output_form: form of what it returns.
+        levels: lengths of the axes of levels in its argument; they multiply to L.
+    """
 
     method: str
     codes_form: str
     output_form: str
+    levels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

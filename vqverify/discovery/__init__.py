@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from vqverify.discovery.bench import Bench
+from vqverify.discovery.codebook import effective, find_codebook
+from vqverify.discovery.decoders import find_decoders
 from vqverify.discovery.errors import DiscoveryError, undiscovered
 from vqverify.discovery.forms import grid, integers
 from vqverify.discovery.layouts import Candidate, candidates, read
 from vqverify.discovery.outputs import find_codes, find_losses
 from vqverify.discovery.trial import Trial
-from vqverify.plan import Call, Output, Plan
+from vqverify.discovery.training import find_accumulators, find_warm
+from vqverify.plan import Call, Output, Plan, Slot
 
 __all__ = ["DiscoveryError", "discover"]
 
@@ -54,8 +58,40 @@ def _discover(trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, An
     if not found:
         return _nothing(trial, dims)
     evidence = _evidence(found)
-    calls = tuple(_call(trial, candidate, evidence if candidate is found[0] else {}) for candidate in found)
-    return Plan(dim=found[0].grid.dim, calls=calls, method=trial.method, evidence=evidence)
+    first = found[0]
+    plan = Plan(first.grid.dim, (Call(first.grid.layout, first.z_q),), method=trial.method)
+    bench = Bench(trial, plan, dtype, train=first.train)
+    warm, evidence["warm"] = find_warm(bench, leaked=first.warm)
+    calls = tuple(_call(trial, candidate, evidence if candidate is first else {}) for candidate in found)
+    bench.plan = replace(plan, calls=calls, warm=warm)
+    look = bench.tune()
+    if look is not None:
+        slots, evidence["codebook"] = find_codebook(bench, look)
+        sphere = bool(slots) and all(_on_sphere(bench, slot) for slot in slots)
+        bench.plan = replace(bench.plan, slots=slots, sphere=sphere)
+        accumulators, evidence["accumulators"] = find_accumulators(bench)
+        decoders, evidence["decoders"] = find_decoders(bench, look)
+        bench.plan = replace(bench.plan, accumulators=accumulators, decoders=decoders)
+    min_n, evidence["min_n"] = find_min_n(bench)
+    return replace(bench.plan, min_n=min_n, evidence=evidence)
+
+
+def _on_sphere(bench: Bench, slot: Slot) -> bool:
+    if slot.transform != "identity":
+        return False
+    norms = effective(bench, slot).double().norm(dim=1)
+    return bool(((norms - 1).abs() < 1e-3).all())
+
+
+def find_min_n(bench: Bench) -> tuple[int, str]:
+    """The smallest number of latents with which passes in both modes work."""
+    error = ""
+    for n in (1, 2, 3, 4, 8, 16, 32, 64):
+        z = bench.latents(n, 70)
+        if bench.look(z, train=False) is not None and bench.look(z, train=True) is not None:
+            return n, f"{n} latent(s) work in train and eval mode" + (f"; fewer raise {error}" if n > 1 else "")
+        error = bench.trial.error or 'nothing, but the shapes are wrong'
+    return 1, "no number of latents works in both modes"
 
 
 def _entries(module: nn.Module) -> list[str]:

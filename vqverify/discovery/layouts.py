@@ -7,11 +7,12 @@ latent is replaced, only its own place in the output may change.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from vqverify import state
 from vqverify.discovery.forms import LAYOUTS, Grid, grid
 from vqverify.discovery.trial import Path, Trial
 from vqverify.plan import Output
@@ -34,7 +35,8 @@ class Candidate:
         reach: share of replaced latents whose own place changed.
         constant: share of latents whose z_q stays under a tiny change of z.
         attached: a gradient reaches z from it in train mode.
-        codes: forms of integer outputs with one entry a latent.
+        codes: number of integer outputs with one entry a latent.
+        warm: judged after training passes, because latents leaked before them.
     """
 
     grid: Grid
@@ -47,6 +49,7 @@ class Candidate:
     constant: float
     attached: bool
     codes: int
+    warm: bool = False
 
     def rank(self) -> tuple[object, ...]:
         """Sorts the likeliest reading first; the order of layouts breaks ties."""
@@ -81,7 +84,28 @@ def candidates(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtyp
 
 
 def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
-    """Try one layout; None if the layer refuses it or returns nothing of the input's size."""
+    """Try one layout; None if the layer refuses it or returns nothing of the input's size.
+
+    A layer that takes its codebook from the first batch mixes all latents in it: where latents leak, the
+    layout is judged again after two training passes.
+    """
+    found = _read(trial, where, dtype)
+    if found is None or not found.leak:
+        return found
+    cold = trial.base
+    for step in range(2):
+        x = where.put(latents(where.n, where.dim, dtype, 20 + step))
+        if trial.run(x, train=True, go_on=step > 0) is None:
+            return found
+    trial.base = state.take(trial.module)
+    try:
+        again = _read(trial, where, dtype)
+    finally:
+        trial.base = cold
+    return found if again is None or again.leak >= found.leak else replace(again, warm=True)
+
+
+def _read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
     x = latents(where.n, where.dim, dtype, 3)
     train = False
     returned = trial.run(where.put(x))

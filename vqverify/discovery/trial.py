@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Trial:
     Attributes:
         module: the subject.
         method: the method that makes a pass.
+        origin: the state in which the module came.
         base: the state that each call starts from.
         error: what the last call raised, '' if it did not.
         calls, raised: how many there were.
@@ -52,20 +53,34 @@ class Trial:
 
     module: nn.Module
     method: str = "__call__"
+    origin: state.Snapshot = dataclasses.field(init=False)
     base: state.Snapshot = dataclasses.field(init=False)
     error: str = ""
     calls: int = 0
     raised: int = 0
 
     def __post_init__(self) -> None:
-        self.base = state.take(self.module)
+        self.base = self.origin = state.take(self.module)
 
-    def run(self, x: Tensor, *, train: bool = False, grad: bool = False, seed: int = 1) -> list[tuple[Path, Tensor]] | None:
+    def run(
+        self, x: Tensor, *, train: bool = False, grad: bool = False, seed: int = 1, change: Callable[[], object] | None = None,
+        go_on: bool = False,
+    ) -> list[tuple[Path, Tensor]] | None:
         """Every tensor that one call returns, by path; None if it raised. The state after it stays to be seen.
 
-        With grad=False the tensors are copies.
+        Args:
+            x: the input.
+            train: train or eval mode.
+            grad: leave the tensors in the graph; else they are copies.
+            seed: of the global generators.
+            change: what to do to the module's state before the call.
+            go_on: start from the state in which the last call left the module.
         """
-        state.put_back(self.base)
+        if not go_on:
+            state.put_back(self.base)
+        if change is not None:
+            with torch.no_grad():
+                change()
         self.module.train(train)
         returned = self.guarded(self.method, x, grad=grad, seed=seed)
         if returned is None:
@@ -83,7 +98,7 @@ class Trial:
                 torch.set_grad_enabled(grad),
             ):
                 warnings.simplefilter("ignore")
-                return (getattr(self.module, method)(*args),)
+                return (getattr(self.module, method)(*args),)  # a tuple: a method may return None
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code may raise anything)
             text = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {text[0] if text else ''}"[:200]
@@ -91,5 +106,5 @@ class Trial:
             return None
 
     def close(self) -> None:
-        """Put the module back."""
-        state.put_back(self.base)
+        """Put the module back as it came."""
+        state.put_back(self.origin)

@@ -1,0 +1,242 @@
+"""Where the codebook is stored: change rows of a tensor, and see which latents' z_q change.
+
+Rows of a codebook change z_q exactly where the code is one of them; rows of any other weight change it
+elsewhere too. So projections, cosine codebooks, heads and levels need no rule of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqverify import capture
+from vqverify.discovery.bench import Bench, Look
+from vqverify.discovery.layouts import differs, scale_of
+from vqverify.plan import Slot
+from vqverify.state import all_tensors
+
+ROUNDS = 4  # groups of rows that are changed, a third of all rows each
+MATCH = 0.7  # agreement (Jaccard) between changed latents and latents with a changed code
+
+
+@dataclass(frozen=True)
+class _View:
+    slot: Slot
+    rows: int
+
+
+def view(module: torch.nn.Module, slot: Slot) -> Tensor:
+    """The (K, Dc) tensor of a slot, sharing memory with the module."""
+    tensor = all_tensors(module)[slot.name].data
+    tensor = tensor[slot.index] if slot.index else tensor
+    return tensor.t() if slot.transposed else tensor
+
+
+def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
+    """A slot a level, or () with the reason.
+
+    Args:
+        bench: call known.
+        look: a pass that reaches many codes.
+    """
+    if look.codes is None:
+        return _by_value(bench, look)
+    levels = look.codes.shape[1]
+    scores: dict[int, tuple[float, Slot]] = {}
+    shared: tuple[float, Slot] | None = None
+    for candidate in _views(bench, look):
+        alone, together = _agreement(bench, look, candidate)
+        level = int(torch.tensor(alone).argmax())
+        if alone[level] >= MATCH and alone[level] > scores.get(level, (0.0,))[0] + 1e-3:
+            scores[level] = (alone[level], candidate.slot)
+        elif levels > 1 and together >= MATCH and together > (shared or (0.0,))[0]:
+            shared = (together, candidate.slot)
+    if len(scores) == levels:
+        slots = tuple(scores[level][1] for level in range(levels))
+        worst = min(score for score, _ in scores.values())
+        text = f"changing rows of {_names(slots)} changes z_q where the code is one of them (agreement {worst:.2f})"
+    elif shared is not None:
+        slots = (shared[1],) * levels
+        text = f"changing rows of {_names(slots[:1])}, shared by all levels, changes z_q where a code is one of them (agreement {shared[0]:.2f})"
+    else:
+        return _renumbered(bench, look)
+    return _as_codes(bench, look, slots, text)
+
+
+def _views(bench: Bench, look: Look) -> Iterator[_View]:
+    """Readings of the state as (K, Dc), of tensors that matter for z_q at all."""
+    seen: set[int] = set()
+    assert look.codes is not None
+    least = int(look.codes.max(0).values.min()) + 1
+    bench.reset()
+    for name, tensor in all_tensors(bench.trial.module).items():
+        if not tensor.is_floating_point() or tensor.ndim < 2 or id(tensor) in seen or not tensor.numel():
+            continue
+        seen.add(id(tensor))
+        if not _matters(bench, look, name):
+            continue
+        for index in product(*(range(size) for size in tensor.shape[:-2])):
+            for transposed in (False, True):
+                rows = tensor.shape[-1 if transposed else -2]
+                if rows >= max(least, 2) and len(list(index)) <= 3:
+                    yield _View(Slot(name, index, transposed), rows)
+
+
+def _matters(bench: Bench, look: Look, name: str) -> bool:
+    def change() -> None:
+        tensor = all_tensors(bench.trial.module)[name].data
+        tensor.add_(_noise(tensor, 71))
+
+    after = bench.look(look.z, change=change)
+    return after is not None and bool(differs(look.z_q, after.z_q, 1e-5 * scale_of(look.z_q)).any())
+
+
+def _noise(tensor: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).to(tensor)
+    return 0.02 * max(scale_of(tensor), 1e-3) * noise
+
+
+def _changed(bench: Bench, look: Look, slot: Slot, rows: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Noise on some rows of a slot: which latents' z_q change (N,), by how much (N, D), and the noise (K, Dc)."""
+    bench.reset()
+    stored = view(bench.trial.module, slot)
+    noise = _noise(stored, seed) * rows[:, None]
+    after = bench.look(look.z, change=lambda: view(bench.trial.module, slot).add_(noise))
+    if after is None:
+        return None
+    return differs(look.z_q, after.z_q, 1e-5 * scale_of(look.z_q)), after.z_q - look.z_q, noise
+
+
+def _agreement(bench: Bench, look: Look, candidate: _View) -> tuple[list[float], float]:
+    """Agreement with each level alone, and with all levels together."""
+    assert look.codes is not None
+    codes = look.codes
+    alone, together = [0.0] * codes.shape[1], 0.0
+    for step in range(ROUNDS):
+        chosen = torch.rand(candidate.rows, generator=torch.Generator().manual_seed(100 + step)) < 1 / 3
+        result = _changed(bench, look, candidate.slot, chosen.to(look.z), step)
+        if result is None:
+            return [0.0] * codes.shape[1], 0.0
+        inside = codes < candidate.rows
+        hit = chosen[codes.clamp(0, candidate.rows - 1)] & inside & (codes >= 0)
+        for level in range(codes.shape[1]):
+            alone[level] += _jaccard(result[0], hit[:, level]) / ROUNDS
+        together += _jaccard(result[0], hit.any(1)) / ROUNDS
+        if max(*alone, together) * ROUNDS / (step + 1) < MATCH / 2:
+            break
+    return alone, together
+
+
+def _jaccard(a: Tensor, b: Tensor) -> float:
+    either = int((a | b).sum())
+    return int((a & b).sum()) / either if either else 0.0
+
+
+def _as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> tuple[tuple[Slot, ...], str]:
+    """Settle what the layer makes of stored rows; () if the codes are something else than rows."""
+    normalized = _scale_free(bench, look, slots[0])
+    if normalized:
+        slots = tuple(replace(slot, transform="normalize") for slot in slots)
+        text += "; their norms do not matter"
+    if not _rows_appear(bench, look, slots):
+        return (), f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known"
+    return slots, text
+
+
+def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
+    def change() -> None:
+        stored = view(bench.trial.module, slot)
+        grow = torch.rand(len(stored), 1, generator=torch.Generator().manual_seed(3)) + 1.0
+        stored.mul_(grow.to(stored))
+
+    after = bench.look(look.z, change=change)
+    return after is not None and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
+
+
+def effective(bench: Bench, slot: Slot) -> Tensor:
+    """The codes of a slot as the layer uses them now, a copy."""
+    rows = view(bench.trial.module, slot).detach().clone()
+    return F.normalize(rows, dim=-1) if slot.transform == "normalize" else rows
+
+
+def _rows_appear(bench: Bench, look: Look, slots: tuple[Slot, ...]) -> bool:
+    """Whether a tensor of the pass holds the rows that the codes name, roughly, for every level."""
+    assert look.codes is not None
+    n, levels = look.codes.shape
+    bench.reset()
+    wanted = [effective(bench, slot).to(look.z)[look.codes[:, level].clamp(0)] for level, slot in enumerate(slots)]
+    record = bench.record(look.z)
+    for level, want in enumerate(wanted):
+        dim = want.shape[1]
+        spread = (want - want.mean(0)).norm()
+        if not any(
+            (reading.rows(tensor.detach().to(want.dtype), dim, levels) - want).norm() <= capture.COARSE * spread
+            for tensor in record
+            for reading in capture.readings(tensor, n, dim, levels)
+            if reading.part in {None, level}
+        ):
+            return False
+    return True
+
+
+def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
+    """A codebook whose rows the returned codes do not name: each row still owns the latents of one code."""
+    assert look.codes is not None
+    if look.codes.shape[1] == 1:
+        for candidate in _views(bench, look):
+            if candidate.rows <= 64 and _owns(bench, look, candidate):
+                text = f"each row of {candidate.slot.name} owns the latents of one code, but of another number than its own"
+                return (candidate.slot,), text
+    return (), "no tensor of the state has rows that change z_q where the code is one of them: no codebook is stored"
+
+
+def _owns(bench: Bench, look: Look, candidate: _View) -> bool:
+    assert look.codes is not None
+    codes, good = look.codes[:, 0], 0
+    for row in range(candidate.rows):
+        chosen = torch.arange(candidate.rows) == row
+        result = _changed(bench, look, candidate.slot, chosen.to(look.z), row)
+        if result is None:
+            return False
+        mine = result[0]
+        if int(mine.sum()) < 2:
+            continue
+        if _jaccard(mine, codes == codes[mine].mode().values) < MATCH:
+            return False
+        good += 1
+        if good >= 4:
+            return True
+    return good >= 2
+
+
+def _by_value(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
+    """Without codes: a tensor whose rows are the values that z_q takes."""
+    values = look.z_q.unique(dim=0)
+    bench.reset()
+    if len(values) < len(look.z_q) / 2:
+        for name, tensor in all_tensors(bench.trial.module).items():
+            if not tensor.is_floating_point() or tensor.ndim < 2:
+                continue
+            for index in product(*(range(size) for size in tensor.shape[:-2])):
+                for transposed in (False, True):
+                    slot = Slot(name, index, transposed)
+                    for transform in ("identity", "normalize"):
+                        slot = replace(slot, transform=transform)
+                        rows = effective(bench, slot).to(look.z)
+                        if rows.shape[1] == values.shape[1] and _among(values, rows):
+                            return (slot,), f"every z_q is a row of {name}; codes are not returned"
+    return (), "codes are not returned, and no tensor of the state has the values of z_q as rows"
+
+
+def _among(values: Tensor, rows: Tensor) -> bool:
+    gaps = torch.cdist(values.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    return bool((gaps <= 1e-3 * values.double().norm(dim=1).mean()).all())
+
+
+def _names(slots: tuple[Slot, ...]) -> str:
+    return ", ".join(f"{slot.name}{list(slot.index) if slot.index else ''}{' transposed' if slot.transposed else ''}" for slot in slots)

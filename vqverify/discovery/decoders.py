@@ -1,0 +1,122 @@
+"""Public methods that turn codes into z_q: recognised by what they return, so that wrong ones are listed too."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vqverify import capture
+from vqverify.discovery.bench import Bench, Look
+from vqverify.discovery.codebook import effective
+from vqverify.discovery.layouts import scale_of
+from vqverify.plan import Decoder, arrange, enter, sizes
+
+FORMS = ("BN", "NL", "BNL", "N", "LN", "LBN", "BLN", "BHW", "BHWL", "BLHW", "N1", "B1N", "BN1")
+OUTPUTS = ("ND", "BND", "BDN", "BHWD", "BDHW", "DN")
+
+
+def public_methods(module: nn.Module, required: int) -> Iterator[str]:
+    """Methods of the class that `torch.nn.Module` has not, with this many arguments without a default."""
+    for name in dir(type(module)):
+        method = getattr(type(module), name, None)
+        if name.startswith("_") or hasattr(nn.Module, name) or not inspect.isfunction(method):
+            continue
+        parameters = list(inspect.signature(method).parameters.values())[1:]
+        needed = [p for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+        forced = [p for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+        if len(needed) == required and not forced:
+            yield name
+
+
+def find_decoders(bench: Bench, look: Look) -> tuple[tuple[Decoder, ...], str]:
+    """Methods whose output is z_q; also those that come close, permute it, or raise after the lookup.
+
+    Every method is called from the same state, which is put back.
+    """
+    if look.codes is None:
+        return (), "codes are not returned, so there is nothing to decode"
+    found: list[Decoder] = []
+    notes: list[str] = []
+    for name in public_methods(bench.trial.module, 1):
+        if name == bench.plan.method:
+            continue
+        result = _try(bench, look, name)
+        if result is not None:
+            found.append(result[0])
+            notes.append(f"{name} {result[1]}")
+    bench.reset()
+    return tuple(found), "; ".join(notes) or "no public method of one argument turns codes into z_q"
+
+
+def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str] | None:
+    assert look.codes is not None
+    call = bench.plan.calls[0]
+    own = [output.form for output in call.codes if len(call.codes) == 1 and "K" not in output.form]
+    groups = look.groups if len(call.codes) == 1 else ()
+    weaker: tuple[Decoder, str] | None = None
+    for form in dict.fromkeys([*own, *FORMS]):
+        levels = groups if form.count("L") == len(groups) else (look.codes.shape[1],) if form.count("L") == 1 else ()
+        if form.count("L") != len(levels) or math.prod(levels) != look.codes.shape[1]:
+            continue
+        shaped = enter(look.codes.reshape(-1, *levels), form)
+        bench.reset()
+        bench.trial.module.eval()
+        recorder = capture.Recorder()
+        with recorder:
+            returned = bench.trial.guarded(name, shaped.clone())
+        if returned is None:
+            if weaker is None and form in own and _looked_up(bench, look, recorder.tensors):
+                weaker = Decoder(name, form, call.z_q.form, levels), f"raises {bench.trial.error} after it looked the codes up"
+            continue
+        value = returned[0]
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != look.z_q.numel():
+            continue
+        output = _matching(look, value, 1e-3)
+        if output is not None:
+            return Decoder(name, form, output, levels), f"gives z_q for codes {form}"
+        near = _matching(look, value, 0.35)
+        if near is not None and weaker is None:
+            weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly"
+        elif weaker is None and _same_values(look.z_q, value):
+            weaker = Decoder(name, form, _expected(call.z_q.form, value), levels), "gives the values of z_q in another order"
+    return weaker
+
+
+def _matching(look: Look, value: Tensor, tolerance: float) -> str | None:
+    """Output form under which a tensor is z_q, within a relative tolerance."""
+    n, dim = look.z_q.shape
+    spread = (look.z_q - look.z_q.mean(0)).norm() if tolerance > 0.01 else look.z_q.norm()
+    for form in OUTPUTS:
+        size = {**sizes(form, n, 1), "D": dim}
+        want = arrange(look.z_q, form, size)
+        if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(float(spread), 1e-12):
+            return form
+    return None
+
+
+def _expected(form: str, value: Tensor) -> str:
+    """z_q's own form, or one with the tensor's number of axes."""
+    return form if len(form) == value.ndim else next((known for known in OUTPUTS if len(known) == value.ndim), form)
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    first, second = a.reshape(-1).sort().values, b.reshape(-1).to(a).sort().values
+    distinct = len(first.unique()) > 8
+    return distinct and bool(torch.allclose(first, second, rtol=1e-4, atol=1e-4 * scale_of(a)))
+
+
+def _looked_up(bench: Bench, look: Look, record: list[Tensor]) -> bool:
+    assert look.codes is not None
+    for level, slot in enumerate(bench.plan.slots):
+        book = effective(bench, slot).to(look.z_q)
+        want = book[look.codes[:, level].clamp(0, len(book) - 1)]
+        for tensor in record:
+            if tensor.numel() == want.numel() and tensor.shape[-1] == want.shape[1]:
+                rows = tensor.detach().reshape(want.shape)
+                if torch.allclose(rows.to(want), want, rtol=1e-4, atol=1e-6):
+                    return True
+    return False

@@ -1,0 +1,191 @@
+"""What a training step changes: a start from the first batch, and the EMA counts and sums."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from vqverify import state
+from vqverify.discovery.bench import Bench
+from vqverify.discovery.codebook import effective, view
+from vqverify.plan import Slot, enter
+from vqverify.quantizer import Quantized
+
+COARSE = 0.2  # a broken accumulator is still recognised, and then checked tightly
+STEPS = 3
+
+
+def find_warm(bench: Bench, *, leaked: bool) -> tuple[int, str]:
+    """Training passes that initialise the layer: something changes in the first one and never again.
+
+    Leaves the bench based on the state after them.
+    """
+    bench.reset()
+    seen = [_values(bench.trial.module)]
+    for step in range(3):
+        x = enter(bench.latents(64, 80 + step), bench.plan.calls[0].layout)
+        if bench.trial.run(x, train=True, go_on=step > 0, seed=step) is None:
+            return 0, f"a training pass raised {bench.trial.error}"
+        seen.append(_values(bench.trial.module))
+    once = [name for name in seen[0] if _moved(seen, name) == (True, False, False)]
+    if not once and not leaked:
+        return 0, "nothing changes in the first training pass alone"
+    why = f"{', '.join(once[:3])} change in the first training pass alone" if once else "latents mix until a training pass was made"
+    # the same passes that `Layer.warm_up` makes
+    z = bench.latents(64, 0)
+    bench.trial.run(enter(z, bench.plan.calls[0].layout), train=True, seed=0)
+    bench.trial.module.eval()
+    bench.trial.base = state.take(bench.trial.module)
+    return 1, why
+
+
+def _values(module: nn.Module) -> dict[str, object]:
+    found: dict[str, object] = {name: tensor.detach().clone() for name, tensor in state.all_tensors(module).items()}
+    for prefix, child in module.named_modules():
+        for name, value in vars(child).items():
+            if name != "training" and (value is None or isinstance(value, bool | int | float)):
+                found[f"{prefix}.{name}"] = value
+    return found
+
+
+def _moved(seen: list[dict[str, object]], name: str) -> tuple[bool, ...]:
+    return tuple(not _same(a.get(name), b.get(name)) for a, b in zip(seen, seen[1:], strict=False))
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return type(a) is type(b) and a == b
+
+
+def find_accumulators(bench: Bench) -> tuple[tuple[tuple[Slot, Slot], ...], str]:
+    """EMA counts (K,) and sums (K, Dc) a level, by the best fit of N' − N = c (n − N), m' − m = c (s − m).
+
+    All levels or none: a level that found another one's accumulators would be a false alarm later.
+    """
+    module, slots = bench.trial.module, bench.plan.slots
+    if not slots:
+        return (), "no codebook, so none was looked for"
+    if len(set(slots)) < len(slots):
+        return (), "levels share one codebook, so that no level has counts of its own"
+    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    counted: list[list[Tensor]] = []
+    summed: list[list[Tensor | None]] = []
+    bench.reset()
+    for step in range(STEPS):
+        z = _near_codes(bench, step)
+        before = _floats(module)
+        books = [effective(bench, slot) for slot in slots]
+        out = bench.traced(z, train=True, go_on=step > 0)
+        if out is None or out.codes is None:
+            return (), "no training pass with codes could be made"
+        history.append((before, _floats(module)))
+        latent = _latents(out) or _residuals(z, out.codes, books)
+        counted.append([_counts(out.codes[:, level], len(book)) for level, book in enumerate(books)])
+        summed.append([
+            None if latent is None else _sums(latent[level], out.codes[:, level], len(book)) for level, book in enumerate(books)
+        ])
+    bench.reset()
+    pairs: list[tuple[Slot, Slot]] = []
+    fits: list[float] = []
+    for level, slot in enumerate(slots):
+        rows, width = view(module, slot).shape
+        taken = {(s.name, s.index) for pair in pairs for s in pair}
+        counts = _best(history, [c[level] for c in counted], (rows,), taken, slots)
+        wanted = [s[level] for s in summed]
+        sums = None if any(w is None for w in wanted) else _best(history, wanted, (rows, width), taken, slots)
+        if counts is None or sums is None:
+            return (), _absent(counts, sums, level)
+        pairs.append((counts[1], sums[1]))
+        fits.append(max(counts[0], sums[0]))
+    names = ", ".join(f"{n.name}, {m.name}" for n, m in pairs)
+    return tuple(pairs), f"{names} move towards the counts and sums of the batch (worst fit {max(fits):.1e})"
+
+
+def _absent(counts: object, sums: object, level: int) -> str:
+    what = "counts or sums" if counts is None and sums is None else "sums" if sums is None else "counts"
+    return f"no tensor of level {level} moves towards the {what} of a batch within {COARSE:.0%}"
+
+
+def _floats(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().clone().double()
+        for name, tensor in state.all_tensors(module).items()
+        if tensor.is_floating_point() and tensor.ndim
+    }
+
+
+def _near_codes(bench: Bench, step: int) -> Tensor:
+    """Latents around the codes, each code several times; generic ones where the codes are in another space."""
+    codes = effective(bench, bench.plan.slots[0]).to(bench.dtype)
+    n = max(4 * len(codes), 128)
+    z = bench.latents(n, 90 + step)
+    if codes.shape[1] != bench.plan.dim:
+        return z
+    spread = float((codes - codes.mean(0)).std().nan_to_num(0.0)) or 1.0
+    return codes.repeat(n // len(codes) + 1, 1)[:n] + 0.3 * spread / bench.scale * z
+
+
+def _counts(codes: Tensor, size: int) -> Tensor:
+    return torch.bincount(codes[codes >= 0], minlength=size)[:size].double()
+
+
+def _sums(z: Tensor, codes: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, z.shape[1], dtype=torch.float64).index_add_(0, codes.clamp(0, size - 1), z.double())
+
+
+def _latents(out: Quantized) -> list[Tensor]:
+    """Latents of every level where capture located them all."""
+    found = [level.z_c.rows.detach() for level in out.levels if level is not None and level.z_c is not None]
+    return found if len(found) == len(out.codebook) else []
+
+
+def _residuals(z: Tensor, codes: Tensor, books: list[Tensor]) -> list[Tensor] | None:
+    """Latents of a plain residual stack; None where code space is not the input's."""
+    if any(book.shape[1] != z.shape[1] for book in books):
+        return None
+    found = [z.detach()]
+    for level, book in enumerate(books[:-1]):
+        found.append(found[-1] - book.to(z)[codes[:, level].clamp(0, len(book) - 1)])
+    return found
+
+
+def _best(
+    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]], wanted: list[Tensor | None], shape: tuple[int, ...],
+    taken: set[tuple[str, tuple[int, ...]]], slots: tuple[Slot, ...],
+) -> tuple[float, Slot] | None:
+    best: tuple[float, Slot] | None = None
+    books = {(slot.name, slot.index) for slot in slots}
+    for name, tensor in history[0][0].items():
+        for index in product(*(range(size) for size in tensor.shape[: tensor.ndim - len(shape)])):
+            for transposed in (False, True)[: len(shape)]:
+                if (name, index) in taken | books or tuple(tensor[index].t().shape if transposed else tensor[index].shape) != shape:
+                    continue
+                fit = _fit(history, wanted, name, index, transposed=transposed)
+                if fit < COARSE and (best is None or fit < best[0]):
+                    best = (fit, Slot(name, index, transposed))
+    return best
+
+
+def _fit(
+    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]], wanted: list[Tensor | None], name: str, index: tuple[int, ...],
+    *, transposed: bool,
+) -> float:
+    """Residual of x' − x = c (w − x) over all steps, relative to the change, with c in (0, 1]."""
+    changes: list[Tensor] = []
+    pulls: list[Tensor] = []
+    for (before, after), want in zip(history, wanted, strict=True):
+        if name not in after or after[name].shape != before[name].shape or want is None:
+            return 1.0
+        old, new = before[name][index], after[name][index]
+        old, new = (old.t(), new.t()) if transposed else (old, new)
+        changes.append((new - old).reshape(-1))
+        pulls.append((want - old).reshape(-1))
+    change, pull = torch.cat(changes), torch.cat(pulls)
+    size = float(change.norm())
+    if not size or not change.isfinite().all():
+        return 1.0
+    weight = float(change @ pull / (pull @ pull).clamp_min(1e-300))
+    return float((change - weight * pull).norm()) / size if 0 < weight <= 1.05 else 1.0
