@@ -170,6 +170,8 @@ def _locate_level(
         return None
     probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(want)
     attached = [spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)]
+    if not attached and (pair := _cancelled(record, leaf, near, probe, dim, levels)):
+        return pair
     if not attached:  # a pass without an estimator: only the first level's latent is known, if it is the input
         return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), near[-1]
     cuts = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached]
@@ -206,6 +208,8 @@ def _cut(
         for reading in readings(tensor, len(probe), dim, levels):
             if reading.part not in {None, spot.reading.part, 0} and spot.reading.part is not None:
                 continue
+            if reading.part is not None and not _row_by_row(q_rows, tensor, reading, spot.reading.part, probe, dim, levels):
+                continue
             through = pull(q_rows, tensor, probe.to(q_rows))
             if through.any() and torch.allclose(pull(tensor, leaf, through), total, rtol=1e-4, atol=1e-6):
                 part = reading if spot.reading.part is None or reading.part is None else Reading(reading.axis, spot.reading.part, reading.leading)
@@ -213,6 +217,37 @@ def _cut(
     if leaf.shape[1] == dim:
         return Position(-1, Reading())
     return None
+
+
+def _row_by_row(
+    q_rows: Tensor, tensor: Tensor, reading: Reading, part: int | None, probe: Tensor, dim: int, levels: int
+) -> bool:
+    """Whether the gradient of one row of the code lies in the same row of this reading of the tensor."""
+    g = torch.zeros_like(probe)
+    g[1] = probe[1]
+    rows = Reading(reading.axis, reading.part if part is None else part, reading.leading).rows(
+        pull(q_rows, tensor, g.to(q_rows)), dim, levels
+    )
+    return bool(rows[1].any()) and not bool(rows[2:].any())
+
+
+def _cancelled(
+    record: Sequence[Tensor], leaf: Tensor, near: Sequence[Position], probe: Tensor, dim: int, levels: int
+) -> tuple[Position, Position] | None:
+    """A level whose gradient reaches its latent and cancels from there on to z (T34: attached straight-through)."""
+    found: tuple[Position, Position] | None = None
+    for spot in (spot for spot in near if record[spot.index].requires_grad):
+        q_rows = spot.reading.rows(record[spot.index], dim, levels)
+        for index in range(near[0].index - 1, -1, -1):
+            tensor = record[index]
+            reading = next((r for r in readings(tensor, len(probe), dim, levels) if r.part in {None, spot.reading.part}), None)
+            if reading is None or tensor is leaf or not tensor.requires_grad or not pull(q_rows, tensor, probe.to(q_rows)).any():
+                continue
+            found = Position(index, reading), spot
+            if _known(record, leaf, found, probe, dim, levels):
+                return found
+            break
+    return found
 
 
 def _known(
