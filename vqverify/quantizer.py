@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Origin = Literal["given", "default", "adapter", "identified"]
+Via = Callable[[Callable[..., Any], Tensor], Any]  # how a pass is made: (the layer's method, its input) -> what it returns
 Place = Literal["z", "z_q"] | tuple[Literal["z_c", "q_c"], int]
 
 
@@ -167,7 +168,7 @@ class Quantizer(Protocol):
 
     def forward(
         self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
-        layout: str | None = None,
+        layout: str | None = None, via: Via | None = None,
     ) -> Quantized:
         """One pass over latents z (N, D), with the global generators forked and seeded with `seed`.
 
@@ -179,6 +180,7 @@ class Quantizer(Protocol):
             grad: whether z needs a gradient.
             groups: split the N latents into that many batch entries (must divide N).
             layout: one of `domain.layouts`; the first by default.
+            via: makes the call in an unusual way: another memory format, a mask, autocast, a compiler.
 
         Raises:
             Violation: if the layer raises, or returns what makes no sense.
@@ -234,8 +236,20 @@ class Quantizer(Protocol):
         """Every parameter and buffer by name, copies: for comparisons."""
         ...
 
-    def build(self, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Quantizer:
-        """A second construction, with changed kwargs, seed or dtype (`_dtype`); same plan and findings."""
+    def build(
+        self, overrides: Mapping[str, Any] | None = None, seed: int | None = None, *, warm: bool = True
+    ) -> Quantizer:
+        """A second construction, with changed kwargs, seed or dtype (`_dtype`); same plan and findings.
+
+        Args:
+            overrides: kwargs that differ.
+            seed: of the construction.
+            warm: run the passes that initialise the layer; without them it is in the state before its first call.
+        """
+        ...
+
+    def over(self, module: torch.nn.Module) -> Quantizer:
+        """The same way of use for another module of the kind: a copy, a cast."""
         ...
 
 
