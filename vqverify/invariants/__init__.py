@@ -2,6 +2,7 @@
 
 from vqverify.invariants import (  # noqa: F401  (each import registers its rows)
     interface,
+    interface_purity,
     lookup,
     estimator,
     rotation,
@@ -9,6 +10,7 @@ from vqverify.invariants import (  # noqa: F401  (each import registers its rows
     loss,
     update,
     stochastic,
+    residual,
     structure,
     honesty,
 )

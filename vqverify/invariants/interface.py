@@ -1,1 +1,157 @@
-"""Rows of this subject are being written."""
+"""Being a good layer: it runs, its outputs make sense, and it leaves the generators of others alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from vqverify.bounds import Clause, holds
+from vqverify.case import Case, prepare
+from vqverify.invariant import invariant
+from vqverify.invariants.measure import trait
+from vqverify.layer import guarded
+from vqverify.quantizer import Quantized, Quantizer
+from vqverify.randomness import forked
+
+MODES = ("train", "eval")
+CORNERS = ("single", "on-code", "zero", "unit", "far")
+SOURCE = "what every torch.nn.Module owes its caller"
+
+
+def modes(_: Quantizer) -> tuple[str, ...]:
+    """Cases of a row that is checked in train and in eval."""
+    return MODES
+
+
+def runs_parts(subject: Quantizer) -> tuple[str, ...]:
+    """Ways to call a layer: modes, gradients, more batch entries, other layouts."""
+    batches = ("batches",) if "B" in subject.domain.layouts[0] else ()
+    return ("train", "eval", "no_grad", "frozen", *batches, *subject.domain.layouts[1:])
+
+
+@invariant(
+    "interface.runs", kind="contract", source=SOURCE, state="both", parts=runs_parts, corners=CORNERS,
+    mutants=("name_bound_in_train_only", "needs_gradient", "memory_uninitialised"),
+    hint="a name that is bound on one branch only, memory left uninitialised, autograd asked of tensors that need none.",
+)
+def runs(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Forward in train and eval, with and without gradients, backward and a third step complete; outputs and state are finite."""
+    if not _moderate(subject, case):
+        return
+    yield from _finite_state(subject, "before the pass")
+    train = case.part != "eval"
+    for step in range(3 if case.part == "train" else 1):
+        for out in _calls(subject, case, train=train, seed=case.seed + step):
+            yield from _finite_outputs(out)
+    yield from _finite_state(subject, "after the pass")
+    if case.part == "train":  # the change of mode, both ways
+        subject.forward(case.z, train=False, seed=case.seed)
+        subject.forward(case.z, train=True, seed=case.seed)
+
+
+def _moderate(subject: Quantizer, case: Case) -> bool:
+    """Whether squared distances of such latents fit the layer's format."""
+    largest = max(float(z.abs().max()) for z in (case.z, *case.history) if z.numel())
+    return 8 * subject.domain.dim * largest**2 < torch.finfo(subject.domain.dtype).max
+
+
+def _calls(subject: Quantizer, case: Case, *, train: bool, seed: int) -> Iterator[Quantized]:
+    """The pass of this case, with its backward."""
+    z = case.z
+    match case.part:
+        case "no_grad":
+            yield subject.forward(z, train=True, seed=seed, grad=False)
+            yield subject.forward(z, train=False, seed=seed, grad=False)
+            return
+        case "frozen":
+            out = subject.forward(z, train=True, seed=seed, via=lambda f, x: f(x.detach()))
+        case "batches":
+            out = subject.forward(z, train=True, seed=seed, groups=len(z))
+        case "train" | "eval":
+            out = subject.forward(z, train=train, seed=seed)
+        case layout:
+            out = subject.forward(z, train=True, seed=seed, layout=layout)
+    backward(out, case.g)
+    yield out
+
+
+def backward(out: Quantized, g: torch.Tensor) -> None:
+    """What a training step does after the pass: a task loss with gradient g at z_q, and the layer's own loss."""
+    total = (out.z_q.rows * g.to(out.z_q.rows)).sum()
+    if out.loss is not None:
+        total = total + out.loss
+    if total.requires_grad:
+        with guarded("backward"):
+            total.backward()
+
+
+def _finite_outputs(out: Quantized) -> Iterator[Clause]:
+    yield holds(out.z_q.tensor.isfinite().all(), "finite output", "z_q holds NaN or infinity")
+    if out.loss is not None:
+        yield holds(out.loss.isfinite().all(), "finite loss", f"the loss is {float(out.loss.detach())}")
+
+
+def _finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
+    for name, tensor in subject.module.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            yield holds(tensor.isfinite().all(), "finite state", f"{name} holds NaN or infinity {when}")
+
+
+@invariant(
+    "interface.shapes", kind="contract", source=SOURCE, state="both", parts=modes, corners=("single", "on-code", "unit"),
+    mutants=("codes_from_one", "returns_double", "loss_per_latent"),
+    hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is returned.",
+)
+def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """z_q has z's shape, dtype and device; codes lie in [0, K), −1 for dropped, one a latent and level; the loss is a scalar."""
+    z = case.z
+    out = subject.forward(z, train=case.part == "train", seed=case.seed)
+    value = out.z_q.tensor
+    yield holds(out.z_q.rows.shape == z.shape, "shape", f"z_q reads as {tuple(out.z_q.rows.shape)} for latents {tuple(z.shape)}")
+    yield holds(value.dtype == z.dtype, "dtype", f"z_q is {value.dtype} for latents of {z.dtype}")
+    yield holds(value.device == z.device, "device", f"z_q is on {value.device} for latents on {z.device}")
+    if out.codes is not None:
+        yield holds(len(out.codes) == len(z), "count", f"{len(out.codes)} codes for {len(z)} latents")
+        sizes: list[int | None] = [len(book) for book in subject.codebooks()]
+        sizes = sizes or [trait(subject, "codebook_size")]
+        for level in range(out.codes.shape[1]):
+            size = sizes[level] if level < len(sizes) else sizes[0]
+            codes = out.codes[:, level]
+            if size is not None and codes.numel():
+                low, high = int(codes.min()), int(codes.max())
+                yield holds(low >= -1 and high < size, "range", f"codes {low}..{high} of level {level} for {size} codes")
+    levels = 1 if out.codes is None else out.codes.shape[1]
+    for loss in out.losses:
+        yield holds(loss.numel() in {1, levels}, "loss", f"a loss of shape {tuple(loss.shape)} is no scalar, nor one a level")
+
+
+@invariant(
+    "interface.generators", kind="contract", source="torch notes on reproducibility", state="fresh", parts=modes,
+    corners=("single", "on-code"), mutants=("reseeds_in_forward", "reseeds_numpy"),
+    hint="draw from the global stream or from an own torch.Generator; never call manual_seed, np.random.seed or random.seed.",
+)
+def generators(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A pass never reseeds the global generators: two seeds leave different streams, and one seed the same stream twice."""
+    train = case.part == "train"
+    after = [_streams(subject, case, seed, train=train) for seed in (case.seed + 1, case.seed + 2, case.seed + 1)]
+    for name in after[0]:
+        first, other, again = (streams[name] for streams in after)
+        yield holds(first != other, "reseeded", f"{name}: after the pass the stream is the same for two different seeds")
+        yield holds(first == again, "unseeded", f"{name}: the same seed leaves different streams: it was reseeded from outside")
+
+
+def _streams(subject: Quantizer, case: Case, seed: int, *, train: bool) -> dict[str, int]:
+    """Fingerprints of the global generators after a pass that nobody forked."""
+    prepare(subject, case)
+    with forked(seed):
+        subject.raw(case.z, train=train)
+        _, keys, position, *_ = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002  (strangers draw from it)
+        return {
+            "torch": hash(torch.default_generator.get_state().numpy().tobytes()),
+            "numpy": hash((keys.tobytes(), position)),
+            "random": hash(random.getstate()),
+        }

@@ -1,0 +1,188 @@
+"""When two passes count as the same: bitwise where nothing was reordered, else up to rounding and ties.
+
+The same row of a matrix product may differ with the size of the batch, so codes are never compared as raw
+indices: where two passes chose differently, what they gave away must be within rounding (theory T28). The
+reference pass plays the oracle; bounds are made of it, never of the pass under test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqverify.bounds import Clause, holds, within
+from vqverify.case import Case, prepare
+from vqverify.invariants.measure import SAFE, Array, View, array, norms, rotation_law_bound, roundoff, tiny, trait, views
+from vqverify.quantizer import Quantized, Quantizer
+
+STEPS = 16  # roundings of a pass that are not sums over D: estimator, projections, one-hot products
+CLAMP = 2e-8  # two distances that a layer clamped before it compared them
+EXACT_VALUE = {"straight-through", "none", "gumbel", "softmax", "sampled"}
+NUDGE = 2.0**-8
+Flags = NDArray[np.bool_]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equality of shape, dtype and values; NaN equals NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all() if a.is_floating_point() else False)
+
+
+def agree(
+    subject: Quantizer, case: Case, want: Quantized, got: Quantized, *, train: bool, rows: Tensor | None = None
+) -> Iterator[Clause]:
+    """Whether a pass gives the codes and values of a reference pass, up to rounding and ties.
+
+    Args:
+        subject: the layer that made the reference pass; its state is the case's afterwards, if codes differ.
+        case: brings the layer to where the reference pass started.
+        want: the reference pass.
+        got: the pass under test.
+        train: mode of the reference pass.
+        rows: row i of `got` belongs to row `rows[i]` of `want`; the same rows by default.
+    """
+    index = np.arange(len(got.z.tensor)) if rows is None else rows.numpy()
+    a, b = array(want.z_q.rows)[index], array(got.z_q.rows)
+    if not np.isfinite(a).all():
+        yield holds(condition=False, label="nonfinite", message="z_q of the reference pass is not finite")
+        return
+    differ = _differ(want, got, index)
+    error, bound = norms(a - b), value_bound(subject, want)[index]
+    if not np.isfinite(error).all():
+        yield holds(condition=False, label="nonfinite", message="z_q is finite in one of two passes only")
+        return
+    if differ.any() or (error > bound).any():
+        prepare(subject, case)
+        again = subject.forward(want.z.tensor.detach(), train=train, seed=case.seed, trace=True)
+        seen = list(views(again))
+        if _comparable(subject, want, seen):
+            yield from _regrets(subject, want, got, seen, index)
+            bound = bound + sum((_estimator(subject, view)[index] for view in seen), np.zeros(len(index)))
+        else:
+            loose = ~_stable(subject, case, want)[index]
+            yield holds(not (differ & ~loose).any(), "codes", f"codes differ in {int((differ & ~loose).sum())} rows far from a tie")
+            differ = differ | loose
+            if trait(subject, "estimator") not in EXACT_VALUE:
+                bound = bound + SAFE * (norms(a) + norms(array(want.z.rows)[index]))
+    else:
+        yield holds(condition=True, label="codes", message="")
+    keep = ~differ & np.isfinite(bound)
+    yield within(error[keep], bound[keep], "value", "distance between z_q of the two passes")
+
+
+def _differ(want: Quantized, got: Quantized, index: NDArray[np.int64]) -> Flags:
+    if want.codes is None or got.codes is None:
+        return np.zeros(len(index), bool)
+    a, b = want.codes.cpu().numpy()[index], got.codes.cpu().numpy()
+    return (a != b).any(1) if a.shape == b.shape else np.ones(len(index), bool)
+
+
+def magnitude(subject: Quantizer, want: Quantized) -> Array:
+    """Size of the numbers that a pass adds up, a row: latent, largest value, largest codes."""
+    books = sum(float(norms(array(book)).max(initial=0.0)) for book in subject.codebooks())
+    return norms(array(want.z.rows)) + norms(array(want.z_q.rows)).max(initial=0.0) + books
+
+
+def value_bound(subject: Quantizer, want: Quantized) -> Array:
+    """What rounding may change in z_q when operations are reordered, a row: sums over D of numbers of that size."""
+    widths = subject.domain.dim + sum(book.shape[1] for book in subject.codebooks())
+    return STEPS * (widths + 8) * roundoff(subject) * magnitude(subject, want) + tiny(subject)
+
+
+def _estimator(subject: Quantizer, view: View) -> Array:
+    """What the estimator's forward may add; inf where no law is claimed."""
+    if trait(subject, "estimator") in EXACT_VALUE:
+        return np.zeros(len(view.z))
+    relative = rotation_law_bound(view.z, view.q, roundoff(subject))
+    return np.where(relative < SAFE, relative * norms(view.q), np.inf)
+
+
+def _comparable(subject: Quantizer, want: Quantized, seen: list[View]) -> bool:
+    known = trait(subject, "metric") in {"euclidean", "cosine", "dot"}
+    return known and want.codes is not None and len(seen) == want.codes.shape[1]
+
+
+def _regrets(subject: Quantizer, want: Quantized, got: Quantized, seen: list[View], index: NDArray[np.int64]) -> Iterator[Clause]:
+    """At the first level where codes differ, both were equally near up to rounding."""
+    assert want.codes is not None
+    assert got.codes is not None
+    open_ = np.ones(len(index), bool)
+    for view in seen:
+        a, b = (codes[:, view.index].cpu().numpy() for codes in (want.codes[torch.from_numpy(index)], got.codes))
+        here = open_ & (a != b)
+        open_ &= ~here
+        if not here.any():
+            continue
+        if min(a[here].min(), b[here].min()) < 0 or max(a[here].max(), b[here].max()) >= len(view.codebook):
+            yield holds(condition=False, label="codes", message=f"codes of level {view.index} are dropped or out of range in one pass")
+            return
+        z = view.z[index][here]
+        gap, bound = _gap(trait(subject, "metric"), z, view.codebook[a[here]], view.codebook[b[here]], roundoff(subject))
+        yield within(gap, bound + tiny(subject), "codes", f"what the other code of level {view.index} is nearer by")
+
+
+def _gap(metric: str, z: Array, a: Array, b: Array, u: float) -> tuple[Array, Array]:
+    """Difference of two codes' distances, and what rounding may make of it (T28)."""
+    d = z.shape[1]
+    if metric == "euclidean":
+        gap = np.abs(((z - a) ** 2).sum(1) - ((z - b) ** 2).sum(1))
+        return gap, 2 * (d + 6) * u * (norms(z) + np.maximum(norms(a), norms(b))) ** 2 + CLAMP
+    size = norms(z) * np.maximum(norms(a), norms(b))
+    if metric == "dot":
+        return np.abs((z * (a - b)).sum(1)), 4 * (d + 6) * u * size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first, second = ((z * e).sum(1) / norms(z) / norms(e) for e in (a, b))
+    gap = np.where(norms(z) > 1e-3, np.abs(np.nan_to_num(first - second)), 0.0)
+    return gap, np.full(len(z), (4 * d + 24) * u)
+
+
+def _stable(subject: Quantizer, case: Case, want: Quantized) -> Flags:
+    """Latents whose result stands a step of 2⁻⁸ in six directions: no rounding moves them to another code."""
+    prepare(subject, case)
+    z = want.z.tensor.detach()
+    base = subject.forward(z, train=False, seed=case.seed, grad=False)
+    generator = torch.Generator().manual_seed(1)
+    stands = np.ones(len(z), bool)
+    for _ in range(6):
+        signs = torch.randint(0, 2, z.shape, generator=generator).to(z) * 2 - 1
+        size = z.abs() + z.abs().amax(1, keepdim=True) / 4
+        other = subject.forward(z + NUDGE * signs * size, train=False, seed=case.seed, grad=False)
+        stands &= ~_differ(base, other, np.arange(len(z)))
+        if base.codes is None:
+            moved = norms(array(base.z_q.rows) - array(other.z_q.rows))
+            stands &= moved <= 4 * NUDGE * (norms(array(z)) + norms(array(base.z_q.rows)))
+    return stands
+
+
+def losses_agree(subject: Quantizer, want: Quantized, got: Quantized, message: str) -> Iterator[Clause]:
+    """Whether two passes over the same latents have the same loss, up to the order of summation."""
+    if want.loss is None or got.loss is None or [x.shape for x in want.losses] != [x.shape for x in got.losses]:
+        return
+    a, b = (float(out.loss.detach().double()) for out in (want, got) if out.loss is not None)
+    if not np.isfinite(a):
+        return  # loss rows judge the value itself
+    size = float(magnitude(subject, want).max(initial=0.0)) ** 2
+    n, d = want.z.tensor.shape
+    yield within(abs(a - b), STEPS * (n + d) * roundoff(subject) * (abs(a) + size), "loss", message)
+
+
+def learnt(subject: Quantizer) -> tuple[Tensor, ...]:
+    """What learning has moved: codebooks, counts and sums, copies."""
+    moved = [*subject.codebooks()]
+    for held in subject.accumulators():
+        moved += [held.counts, held.sums]
+    return tuple(moved)
+
+
+def learnt_agree(subject: Quantizer, want: tuple[Tensor, ...], got: tuple[Tensor, ...], n: int, size: float) -> Iterator[Clause]:
+    """Whether two steps over the same latents (n, of that size) led to the same state, up to the order of summation."""
+    for a, b in zip(want, got, strict=True):
+        if bool(a.isfinite().all()):
+            scale = float(a.double().abs().max()) + n * size if a.numel() else 0.0
+            bound = STEPS * (n + subject.domain.dim) * roundoff(subject) * scale
+            yield within((a.double() - b.double()).abs(), bound, "state", "codebook or accumulators after the step")
