@@ -112,9 +112,7 @@ def _request(given: dict[str, Any]) -> Request:
     from vqverify.request import Request, seed_for
 
     seed = seed_for(given["profile"], given["seed"])
-    spec = spec_of(
-        given["target"], given["kw"], given["kwargs"], given["claim"], given["adapter"], given["role"], seed
-    )
+    spec = spec_of(given, seed)
     expectations = given["expectations"]
     if given["accept"] and not expectations.exists():
         expectations = None  # the file to come

@@ -29,15 +29,7 @@ def command(**given: Any) -> None:
 
     with words.refusing(traceback=given["traceback"]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        spec = spec_of(
-            given["target"],
-            given["kw"],
-            given["kwargs"],
-            given["claim"],
-            given["adapter"],
-            given["role"],
-            given["seed"] or 0,
-        )
+        spec = spec_of(given, given["seed"] or 0)
         subject = open_subject(spec)
         domain = subject.domain
         data = {

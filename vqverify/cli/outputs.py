@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_HELP = {
+    "html": "The report as one page that opens offline.",
+    "junit": "The report as JUnit XML.",
+    "markdown": "The report as Markdown.",
+    "badge": "A badge, as JSON for shields.io.",
+}
 _OPTIONS = (
     click.option(
         "--json",
@@ -26,6 +33,7 @@ _OPTIONS = (
         metavar="FILE",
         help="The report, and its witnesses in FILE.witnesses/.",
     ),
+    *(click.option(f"--{name}", type=_FILE, metavar="FILE", help=text) for name, text in _HELP.items()),
 )
 
 
@@ -38,11 +46,15 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def write(report: Report, given: Mapping[str, Any]) -> None:
     """Write every file that was asked for; refused with exit 2 if one cannot be written."""
-    from vqverify.report import save
+    from vqverify.report import save, write_atomically
 
     try:
         if given.get("json_file"):
             save(report, given["json_file"])
+        for name in ("html", "junit", "markdown", "badge"):
+            if given.get(name):
+                rendering = import_module(f"vqverify.render.{name}")
+                write_atomically(given[name], rendering.render(report))
     except OSError as error:
         words.refuse(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +43,7 @@ _OPTIONS = (
         show_default=True,
         help="A layer, or a bare estimator function (z, q) -> z_q.",
     ),
+    click.option("--dtype", metavar="NAME", help="Cast the layer, and give it latents, in this dtype."),
     click.option(
         "--seed",
         type=click.IntRange(min=0),
@@ -59,15 +60,7 @@ def subject_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def spec_of(
-    target: str | None,
-    kw: tuple[str, ...],
-    kwargs: str | None,
-    claim: tuple[str, ...],
-    adapter: str | None,
-    role: str,
-    seed: int,
-) -> Spec:
+def spec_of(given: Mapping[str, Any], seed: int) -> Spec:
     """The subject that the options name; without TARGET the reference layer.
 
     Raises:
@@ -75,9 +68,11 @@ def spec_of(
     """
     from vqverify.quantizer import Spec
 
-    given = words.json_object(kwargs, "--kwargs") | words.assignments(kw, "--kw")
+    target: str | None = given["target"]
+    kwargs = words.json_object(given["kwargs"], "--kwargs") | words.assignments(given["kw"], "--kw")
     if target is None:
-        if role != "layer":
-            raise click.UsageError(f"--as {role} needs a TARGET such as my_estimator.py:rotate")
-        target, given = REFERENCE, REFERENCE_KWARGS | given
-    return Spec(target, given, words.assignments(claim, "--claim"), role, adapter, seed)  # type: ignore[arg-type]
+        if given["role"] != "layer":
+            raise click.UsageError(f"--as {given['role']} needs a TARGET such as my_estimator.py:rotate")
+        target, kwargs = REFERENCE, REFERENCE_KWARGS | kwargs
+    claims = words.assignments(given["claim"], "--claim")
+    return Spec(target, kwargs, claims, given["role"], given["adapter"], seed, given["dtype"])

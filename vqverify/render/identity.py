@@ -13,34 +13,45 @@ from rich.text import Text
 from vqverify.render import words
 
 
-def table(identified: Mapping[str, Any], *, fold: bool) -> RenderableType:
-    """Traits with value, origin and evidence; what is unknown goes into one line.
+def compact(identified: Mapping[str, Any]) -> RenderableType:
+    """Traits for the head of a report: yes and no in a line each, evidence cut to what fits.
 
     Args:
         identified: as in a report.
-        fold: whether long evidence takes more lines, or is cut.
     """
+    of = {
+        answer: [name for name, item in identified.items() if item.get("value") is answer]
+        for answer in (True, False, None)
+    }
+    values = {
+        name: item for name, item in identified.items() if not isinstance(item.get("value"), bool | None)
+    }
+    lines = _lines({"has": of[True], "lacks": of[False], "unknown": of[None]})
+    return Group(_table(values, fold=False), lines)
+
+
+def _lines(named: Mapping[str, list[str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="dim", overflow="fold")
+    for name, items in named.items():
+        if items:
+            grid.add_row(name, Text(", ".join(items)))
+    return grid
+
+
+def _table(identified: Mapping[str, Any], *, fold: bool) -> Table:
+    """Name, value, origin and evidence; `fold` lets long evidence take more lines, else it is cut."""
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold", max_width=28)
+    grid.add_column(overflow="fold" if fold else "ellipsis", no_wrap=not fold, max_width=20 if fold else 28)
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(style="dim", overflow="fold" if fold else "ellipsis", no_wrap=not fold, ratio=1)
-    known = {name: item for name, item in identified.items() if item.get("value") is not None}
-    for name, item in known.items():
+    for name, item in identified.items():
         mistake = f" ({item['mistake']})" if item.get("mistake") else ""
-        grid.add_row(
-            name,
-            Text(words.value(item["value"]) + mistake),
-            item.get("origin", ""),
-            Text(item.get("evidence") or ""),
-        )
-    unknown = [name for name in identified if name not in known]
-    if not unknown:
-        return grid
-    if not fold:
-        return Group(grid, Text(f"not determined: {', '.join(unknown)}", "dim"))
-    for name in unknown:
-        grid.add_row(name, Text("unknown", "yellow"), "", Text(identified[name].get("evidence") or ""))
+        found = item.get("value")
+        shown = Text("unknown", "yellow") if found is None else Text(words.value(found) + mistake)
+        grid.add_row(name, shown, item.get("origin", ""), Text(item.get("evidence") or ""))
     return grid
 
 
@@ -55,4 +66,4 @@ def render(data: Mapping[str, Any]) -> RenderableType:
         Text(takes + least),
         "",
     ]
-    return Group(*parts, table(data["identified"], fold=True))
+    return Group(*parts, _table(data["identified"], fold=True))

@@ -14,6 +14,7 @@ from rich.text import Text
 from vqverify.render import identity, witness, words
 from vqverify.report import Report, Result, SubjectReport
 
+IN_FULL = 5  # failures that are shown with statement, source, hint and witness
 KIND_STYLE = {"law": "bold red", "contract": "red", "limit": "yellow", "hardening": "yellow"}
 
 
@@ -28,11 +29,11 @@ def render(report: Report, saved: Path | None = None) -> RenderableType:
     for subject in report.subjects:
         parts += [
             _head(report, subject),
-            Padding(identity.table(subject.identified, fold=False), (0, 0, 1, 2)),
+            Padding(identity.compact(subject.identified), (0, 0, 1, 2)),
             *_failures(report, subject, saved),
             *_rest(subject),
         ]
-    return Group(*parts, *_summary(report))
+    return Group(*parts, *_summary(report, saved))
 
 
 def _head(report: Report, subject: SubjectReport) -> RenderableType:
@@ -51,13 +52,18 @@ def _grid(*styles: str | None) -> Table:
 
 
 def _failures(report: Report, subject: SubjectReport, saved: Path | None) -> Iterator[RenderableType]:
-    for cause, followers in words.grouped(words.failures(subject)):
-        yield _failure(report, cause, saved)
+    groups = words.grouped(words.failures(subject))
+    for number, (cause, followers) in enumerate(groups):
+        brief = number >= IN_FULL
+        yield _brief(cause) if brief else _failure(report, cause, saved)
         if followers:
-            yield Padding(Text("and what follows from it:", "dim"), (0, 0, 0, 4))
+            yield Padding(Text("and with it:", "dim"), (0, 0, 0, 4), expand=False)
         for result in followers:
-            yield Padding(_follower(result), (0, 0, 0, 6))
-        yield ""
+            yield Padding(_brief(result), (0, 0, 0, 4), expand=False)
+        if not brief or number == len(groups) - 1:
+            yield ""
+    if len(groups) > IN_FULL:
+        yield Text(f"the first {IN_FULL} in full; --html and --markdown show all of them\n", "dim")
 
 
 def _headline(result: Result) -> Text:
@@ -101,9 +107,9 @@ def failure_text(report: Report, result: Result, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in text.get().splitlines())
 
 
-def _follower(result: Result) -> Text:
-    text = Text.assemble(("✗ ", "red"), words.title(result), " ", (result.label or "", "yellow"))
-    return text.append(f"  {result.message or ''}", "dim")
+def _brief(result: Result) -> RenderableType:
+    message = Text(result.message or result.reason or "", "dim", overflow="ellipsis", no_wrap=True)
+    return Group(_headline(result), Padding(message, (0, 0, 0, 2)))
 
 
 def _rest(subject: SubjectReport) -> Iterator[RenderableType]:
@@ -160,18 +166,11 @@ def _reasons(status: str, style: str, results: Iterable[Result]) -> Iterator[Ren
         yield ""
 
 
-def _summary(report: Report) -> Iterator[RenderableType]:
-    results = [result for subject in report.subjects for result in subject.results]
-    worst = words.worst(results)
-    parts = [words.counts(report) or "nothing was checked", f"{sum(r.examples for r in results):,} examples"]
-    if worst is not None:
-        parts.append(f"worst margin {words.margin(worst.margin)} of what is allowed ({words.title(worst)})")
-    parts.append(f"{sum(subject.seconds for subject in report.subjects):.1f} s")
-    code = report.exit_code
+def _summary(report: Report, saved: Path | None) -> Iterator[RenderableType]:
     yield Rule(style="blue")
-    yield Text(" · ".join(parts), "bold")
+    yield Text(words.summary(report), "bold")
     if not report.complete:
         yield Text(
             "not complete: the run was cut short; --resume goes on from its JSON report", "bold yellow"
         )
-    yield Text(words.verdict(code), "bold green" if code == 0 else "bold red")
+    yield Text(words.verdict(report), "bold green" if report.exit_code == 0 else "bold red")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vqverify.report import Report, Result, SubjectReport
 
@@ -30,17 +33,25 @@ def failures(subject: SubjectReport) -> list[Result]:
 
 
 def grouped(failed: Sequence[Result]) -> list[tuple[Result, list[Result]]]:
-    """Causes, each with the results that only follow from it; a result with no cause in sight stands alone."""
-    causes = [result for result in failed if not result.explained_by]
-    roots = {cause.invariant for cause in causes}
-    followers = [result for result in failed if result.explained_by]
-    alone = [result for result in followers if not roots & set(result.explained_by)]
-    groups: dict[int, list[Result]] = {id(cause): [] for cause in (*causes, *alone)}
-    for result in followers:
-        home = next((cause for cause in causes if cause.invariant in result.explained_by), None)
-        if home is not None:
-            groups[id(home)].append(result)
-    return [(cause, groups[id(cause)]) for cause in sorted((*causes, *alone), key=failed.index)]
+    """Causes, each with what belongs to it: further cases and labels of its row, and rows that follow from it."""
+    ids = {result.invariant for result in failed}
+    home: dict[str, str] = {}
+    for result in failed:
+        home[result.invariant] = next((id_ for id_ in result.explained_by if id_ in ids), result.invariant)
+    groups: dict[str, list[Result]] = {}
+    for result in failed:
+        groups.setdefault(_root(result.invariant, home), []).append(result)
+    led = [sorted(members, key=lambda result: result.invariant != root) for root, members in groups.items()]
+    return [(members[0], members[1:]) for members in led]
+
+
+def _root(id_: str, home: Mapping[str, str]) -> str:
+    """The cause at the end of the chain; a circle ends where it began."""
+    seen: list[str] = []
+    while home[id_] != id_ and id_ not in seen:
+        seen.append(id_)
+        id_ = home[id_]
+    return min(seen[seen.index(id_) :]) if id_ in seen else id_
 
 
 def by_reason(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
@@ -58,7 +69,7 @@ def worst(results: Iterable[Result]) -> Result | None:
 
 
 def margin(value: float | None) -> str:
-    """error / bound in three digits; empty where nothing was measured."""
+    """Error / bound in three digits; empty where nothing was measured."""
     return "" if value is None else f"{value:.2g}"
 
 
@@ -67,15 +78,68 @@ def counts(report: Report) -> str:
     return " · ".join(f"{count} {status}" for status, count in report.counts.items() if count)
 
 
-def verdict(code: int) -> str:
-    """What an exit code means."""
-    return f"exit {code}: {EXIT_MEANING.get(code, 'unknown')}"
+def verdict(report: Report) -> str:
+    """What the exit code means."""
+    code = report.exit_code
+    meaning = EXIT_MEANING.get(code, "unknown")
+    if code == 0 and report.counts["failed"]:
+        meaning = f"what must hold does; failures count for {', '.join(report.profile.get('fail_on', ())) or 'no kind'}"
+    return f"exit {code}: {meaning}"
+
+
+def summary(report: Report) -> str:
+    """Counts, examples, the worst margin and seconds, in one line."""
+    results = [result for subject in report.subjects for result in subject.results]
+    parts = [
+        counts(report) or "nothing was checked",
+        f"{sum(result.examples for result in results):,} examples",
+    ]
+    top = worst(results)
+    if top is not None:
+        parts.append(f"worst margin {margin(top.margin)} of what is allowed ({title(top)})")
+    parts.append(f"{sum(subject.seconds for subject in report.subjects):.1f} s")
+    return " · ".join(parts)
+
+
+def command(subject: SubjectReport, profile: Mapping[str, Any]) -> str:
+    """The command line that makes the same rows again."""
+    spec = subject.spec
+    words = ["vqverify", "check", subject.target]
+    words += [f"--kw {shlex.quote(f'{name}={_json(given)}')}" for name, given in subject.kwargs.items()]
+    words += [
+        f"--claim {shlex.quote(f'{name}={_json(given)}')}" for name, given in spec.get("claims", {}).items()
+    ]
+    words += [f"--as {spec['role']}"] if spec.get("role", "layer") != "layer" else []
+    words += [f"--{name} {spec[name]}" for name in ("adapter", "dtype") if spec.get(name)]
+    words += [f"--profile {profile['name']}"] if profile.get("name", "quick") != "quick" else []
+    words += [f"--seed {profile['seed']}"] if profile.get("seed") else []
+    words += [
+        f"--{name} {shlex.quote(glob)}"
+        for name in ("only", "skip", "require")
+        for glob in profile.get(name, ())
+    ]
+    return " ".join([*words, *(["--strict"] if profile.get("strict") else [])])
+
+
+def _json(given: object) -> str:
+    """A value as `--kw` reads it: a text that would read as something else keeps its quotes."""
+    if not isinstance(given, str):
+        return json.dumps(given, default=repr)
+    try:
+        json.loads(given)
+    except json.JSONDecodeError:
+        return given
+    return json.dumps(given)
 
 
 def value(found: object) -> str:
     """A trait's value, for a reader."""
     if isinstance(found, list | tuple):
         return ", ".join(map(value, found)) or "none"
+    if isinstance(found, Mapping):
+        return "; ".join(f"{name}: {value(item)}" for name, item in found.items())
+    if found is None:
+        return "–"
     if isinstance(found, bool):
         return "yes" if found else "no"
     return f"{found:.6g}" if isinstance(found, float) else str(found)
