@@ -149,7 +149,7 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
     found: list[tuple[Position | None, Position]] = []
     n, levels = codes.shape
     for level, table in enumerate(codebook):
-        pair = _locate_level(record, leaf, table.to(leaf)[codes[:, level].clamp_min(0)], n, level, levels)
+        pair = _locate_level(record, leaf, table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)], n, level, levels)
         if pair is None:
             return None
         found.append(pair)

@@ -135,6 +135,7 @@ def gather(value: Tensor, form: str, size: Mapping[str, int]) -> Tensor:
     Raises:
         Violation: `shape`, if the tensor is not of that form.
     """
+    size = {**size, "1": 1}
     want = tuple(length if letter in "DLK" else size[letter] for letter, length in zip(form, value.shape, strict=False))
     if value.ndim != len(form) or tuple(value.shape) != want:
         known = "(" + ", ".join(f"{letter}={size.get(letter, '?')}" for letter in form) + ")"

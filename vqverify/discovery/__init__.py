@@ -12,7 +12,7 @@ from torch import nn
 
 from vqverify.discovery.bench import Bench
 from vqverify.discovery.codebook import effective, find_codebook
-from vqverify.discovery.decoders import find_decoders
+from vqverify.discovery.decoders import find_decoders, public_methods
 from vqverify.discovery.errors import DiscoveryError, undiscovered
 from vqverify.discovery.forms import grid, integers
 from vqverify.discovery.layouts import Candidate, candidates, read
@@ -49,19 +49,25 @@ def discover(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str
 
 def _discover(trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Plan:
     dims, avoid = integers(trial.module, factory, kwargs)
-    found: list[Candidate] = []
-    for method in _entries(trial.module):
-        trial.method = method
-        found = _settle(trial, dims, avoid, dtype)
-        if found:
-            break
+    found = _settle(trial, dims, avoid, dtype)
+    raised = trial.error
+    if not found and (_forward_missing(trial.module) or raised.startswith("NotImplementedError")):
+        for method in public_methods(trial.module, 1):
+            trial.method = method
+            found = _settle(trial, dims, avoid, dtype)
+            if found:
+                break
     if not found:
-        return _nothing(trial, dims)
+        return _nothing(trial, dims, raised)
     evidence = _evidence(found)
     first = found[0]
     plan = Plan(first.grid.dim, (Call(first.grid.layout, first.z_q),), method=trial.method)
     bench = Bench(trial, plan, dtype, train=first.train)
     warm, evidence["warm"] = find_warm(bench, leaked=first.warm)
+    if warm:
+        found = [read(trial, candidate.grid, dtype) or candidate for candidate in found]
+        first = found[0]
+        evidence |= _evidence(found)
     calls = tuple(_call(trial, candidate, evidence if candidate is first else {}) for candidate in found)
     bench.plan = replace(plan, calls=calls, warm=warm)
     look = bench.tune()
@@ -94,14 +100,8 @@ def find_min_n(bench: Bench) -> tuple[int, str]:
     return 1, "no number of latents works in both modes"
 
 
-def _entries(module: nn.Module) -> list[str]:
-    """`forward`, then other public methods that take one tensor."""
-    others = [
-        name
-        for name in dir(type(module))
-        if not name.startswith("_") and not hasattr(nn.Module, name) and inspect.isfunction(getattr(type(module), name))
-    ]
-    return ["__call__", *others]
+def _forward_missing(module: nn.Module) -> bool:
+    return type(module).forward is nn.Module.forward
 
 
 def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) -> list[Candidate]:
@@ -123,8 +123,10 @@ def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) 
         chosen = local[dim]
         if any(candidate.codes for candidate in chosen):
             chosen = [candidate for candidate in chosen if candidate.codes]
+        if any("1" not in candidate.z_q.form for candidate in chosen):
+            chosen = [candidate for candidate in chosen if "1" not in candidate.z_q.form]
         return [candidate for candidate in chosen if candidate.train == chosen[0].train]
-    return sorted(every, key=lambda candidate: (candidate.leak, *candidate.rank()))[:1]
+    return sorted(every, key=Candidate.rank)[:1]
 
 
 def _is_free(trial: Trial, like: Candidate, dims: list[int], avoid: set[int], dtype: torch.dtype) -> bool:
@@ -157,7 +159,7 @@ def _evidence(found: list[Candidate]) -> dict[str, str]:
     return {"layout": text, "z_q": f"{place} of shape {tuple(value.shape)}: {constant}{finite}, {reached}"}
 
 
-def _nothing(trial: Trial, dims: list[int]) -> Plan:
+def _nothing(trial: Trial, dims: list[int], raised: str) -> Plan:
     name = type(trial.module).__name__
     if trial.calls > trial.raised:
         raise undiscovered(f"{name} returns no tensor of its input's size, so that no output can be z_q", dims[0] if dims else None)
@@ -170,4 +172,4 @@ def _nothing(trial: Trial, dims: list[int]) -> Plan:
         raise undiscovered(f"{name}.forward needs {', '.join(required)} besides the latents", dims[0] if dims else None)
     call = Call("BND", Output((), "BND"))
     trial.method = "__call__"
-    return Plan(dim=dims[0] if dims else 4, calls=(call,), evidence={"call": f"every call raised, the last one {trial.error}"})
+    return Plan(dim=dims[0] if dims else 4, calls=(call,), evidence={"call": f"every call raised, the last one {raised}"})

@@ -49,7 +49,8 @@ def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
     levels = look.codes.shape[1]
     scores: dict[int, tuple[float, Slot]] = {}
     shared: tuple[float, Slot] | None = None
-    for candidate in _views(bench, look):
+    least = int(look.codes.max(0).values.min()) + 1
+    for candidate in _views(bench, look, least):
         alone, together = _agreement(bench, look, candidate)
         level = int(torch.tensor(alone).argmax())
         if alone[level] >= MATCH and alone[level] > scores.get(level, (0.0,))[0] + 1e-3:
@@ -68,17 +69,15 @@ def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
     return _as_codes(bench, look, slots, text)
 
 
-def _views(bench: Bench, look: Look) -> Iterator[_View]:
-    """Readings of the state as (K, Dc), of tensors that matter for z_q at all."""
+def _views(bench: Bench, look: Look, least: int, *, idle: bool = False) -> Iterator[_View]:
+    """Readings of the state as (K, Dc) with K ≥ least, of tensors that matter for z_q (all of them if idle)."""
     seen: set[int] = set()
-    assert look.codes is not None
-    least = int(look.codes.max(0).values.min()) + 1
     bench.reset()
     for name, tensor in all_tensors(bench.trial.module).items():
         if not tensor.is_floating_point() or tensor.ndim < 2 or id(tensor) in seen or not tensor.numel():
             continue
         seen.add(id(tensor))
-        if not _matters(bench, look, name):
+        if not idle and not _matters(bench, look, name):
             continue
         for index in product(*(range(size) for size in tensor.shape[:-2])):
             for transposed in (False, True):
@@ -97,7 +96,8 @@ def _matters(bench: Bench, look: Look, name: str) -> bool:
 
 
 def _noise(tensor: Tensor, seed: int) -> Tensor:
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).to(tensor)
+    # a seed of its own: with the construction's seed the noise would be a multiple of the codebook itself
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0x5EED1000 + seed)).to(tensor)
     return 0.02 * max(scale_of(tensor), 1e-3) * noise
 
 
@@ -185,14 +185,29 @@ def _rows_appear(bench: Bench, look: Look, slots: tuple[Slot, ...]) -> bool:
 
 
 def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
-    """A codebook whose rows the returned codes do not name: each row still owns the latents of one code."""
+    """Where the codes do not name the rows that z_q is made of: what they could name, so that it can be checked."""
     assert look.codes is not None
     if look.codes.shape[1] == 1:
-        for candidate in _views(bench, look):
+        for candidate in _views(bench, look, 2):
             if candidate.rows <= 64 and _owns(bench, look, candidate):
                 text = f"each row of {candidate.slot.name} owns the latents of one code, but of another number than its own"
                 return (candidate.slot,), text
+        for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True):
+            if _nearest(bench, look, candidate.slot) >= 0.9:
+                text = f"the codes name the rows of {candidate.slot.name} nearest to z, although z_q is not made of them alone"
+                return (candidate.slot,), text
     return (), "no tensor of the state has rows that change z_q where the code is one of them: no codebook is stored"
+
+
+def _nearest(bench: Bench, look: Look, slot: Slot) -> float:
+    """Share of latents whose code is the row nearest to them, by distance or by direction."""
+    bench.reset()
+    rows = effective(bench, slot).to(look.z)
+    if rows.shape[1] != look.z.shape[1]:
+        return 0.0
+    assert look.codes is not None
+    found = (torch.cdist(look.z, rows).argmin(1), (F.normalize(look.z, dim=1) @ F.normalize(rows, dim=1).t()).argmax(1))
+    return max(float((codes == look.codes[:, 0]).double().mean()) for codes in found)
 
 
 def _owns(bench: Bench, look: Look, candidate: _View) -> bool:
@@ -216,20 +231,13 @@ def _owns(bench: Bench, look: Look, candidate: _View) -> bool:
 
 def _by_value(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
     """Without codes: a tensor whose rows are the values that z_q takes."""
-    values = look.z_q.unique(dim=0)
-    bench.reset()
-    if len(values) < len(look.z_q) / 2:
-        for name, tensor in all_tensors(bench.trial.module).items():
-            if not tensor.is_floating_point() or tensor.ndim < 2:
-                continue
-            for index in product(*(range(size) for size in tensor.shape[:-2])):
-                for transposed in (False, True):
-                    slot = Slot(name, index, transposed)
-                    for transform in ("identity", "normalize"):
-                        slot = replace(slot, transform=transform)
-                        rows = effective(bench, slot).to(look.z)
-                        if rows.shape[1] == values.shape[1] and _among(values, rows):
-                            return (slot,), f"every z_q is a row of {name}; codes are not returned"
+    for candidate in _views(bench, look, 2):
+        for transform in ("identity", "normalize"):
+            slot = replace(candidate.slot, transform=transform)
+            bench.reset()
+            rows = effective(bench, slot).to(look.z)
+            if rows.shape[1] == look.z_q.shape[1] and _among(look.z_q, rows):
+                return (slot,), f"every z_q is a row of {slot.name}; codes are not returned"
     return (), "codes are not returned, and no tensor of the state has the values of z_q as rows"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from vqverify import capture
 from vqverify.discovery.bench import Bench, Look
 from vqverify.discovery.codebook import effective
 from vqverify.discovery.layouts import scale_of
-from vqverify.plan import Decoder, arrange, enter, sizes
+from vqverify.plan import TOKENS, Call, Decoder, arrange, enter, sizes
 
 FORMS = ("BN", "NL", "BNL", "N", "LN", "LBN", "BLN", "BHW", "BHWL", "BLHW", "N1", "B1N", "BN1")
 OUTPUTS = ("ND", "BND", "BDN", "BHWD", "BDHW", "DN")
@@ -40,6 +41,7 @@ def find_decoders(bench: Bench, look: Look) -> tuple[tuple[Decoder, ...], str]:
     if look.codes is None:
         return (), "codes are not returned, so there is nothing to decode"
     found: list[Decoder] = []
+    exact: list[Decoder] = []
     notes: list[str] = []
     for name in public_methods(bench.trial.module, 1):
         if name == bench.plan.method:
@@ -48,16 +50,36 @@ def find_decoders(bench: Bench, look: Look) -> tuple[tuple[Decoder, ...], str]:
         if result is not None:
             found.append(result[0])
             notes.append(f"{name} {result[1]}")
+            exact += [result[0]] if result[2] else []
     bench.reset()
-    return tuple(found), "; ".join(notes) or "no public method of one argument turns codes into z_q"
+    found, more = _in_layout(found, exact, bench.plan.calls[0])
+    return tuple(found), "; ".join(notes) + more or "no public method of one argument turns codes into z_q"
 
 
-def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str] | None:
+def _in_layout(found: list[Decoder], exact: list[Decoder], call: Call) -> tuple[list[Decoder], str]:
+    """Hold the decoders to z_q's layout where none of them keeps it; else another layout is a helper's choice."""
+    own = {output.form for output in call.codes}
+    comparable = [d for d in exact if d.codes_form in own and _tokens(d.codes_form) == _tokens(call.z_q.form)]
+    turned = [decoder for decoder in comparable if decoder.output_form != call.z_q.form]
+    if not turned or len(turned) < len(comparable):
+        return found, ""
+    names = ", ".join(decoder.method for decoder in turned)
+    return (
+        [replace(d, output_form=call.z_q.form) if d in turned else d for d in found],
+        f"; {names} in the layout {turned[0].output_form}, while z_q is {call.z_q.form}",
+    )
+
+
+def _tokens(form: str) -> set[str]:
+    return {letter for letter in form if letter in TOKENS}
+
+
+def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | None:
     assert look.codes is not None
     call = bench.plan.calls[0]
     own = [output.form for output in call.codes if len(call.codes) == 1 and "K" not in output.form]
     groups = look.groups if len(call.codes) == 1 else ()
-    weaker: tuple[Decoder, str] | None = None
+    weaker: tuple[Decoder, str, bool] | None = None
     for form in dict.fromkeys([*own, *FORMS]):
         levels = groups if form.count("L") == len(groups) else (look.codes.shape[1],) if form.count("L") == 1 else ()
         if form.count("L") != len(levels) or math.prod(levels) != look.codes.shape[1]:
@@ -70,19 +92,19 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str] | None:
             returned = bench.trial.guarded(name, shaped.clone())
         if returned is None:
             if weaker is None and form in own and _looked_up(bench, look, recorder.tensors):
-                weaker = Decoder(name, form, call.z_q.form, levels), f"raises {bench.trial.error} after it looked the codes up"
+                weaker = Decoder(name, form, call.z_q.form, levels), f"raises {bench.trial.error} after it looked the codes up", False
             continue
         value = returned[0]
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != look.z_q.numel():
             continue
         output = _matching(look, value, 1e-3)
         if output is not None:
-            return Decoder(name, form, output, levels), f"gives z_q for codes {form}"
+            return Decoder(name, form, output, levels), f"gives z_q for codes {form}", True
         near = _matching(look, value, 0.35)
         if near is not None and weaker is None:
-            weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly"
+            weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly", False
         elif weaker is None and _same_values(look.z_q, value):
-            weaker = Decoder(name, form, _expected(call.z_q.form, value), levels), "gives the values of z_q in another order"
+            weaker = Decoder(name, form, _expected(call.z_q.form, value), levels), "gives the values of z_q in another order", False
     return weaker
 
 

@@ -108,8 +108,9 @@ def integers(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str
         defaults = []
     shapes = [size for tensor in all_tensors(module).values() for size in tensor.shape]
     sums = [math.prod(tensor.shape) for tensor in all_tensors(module).values() if tensor.ndim == 2 and tensor.numel() < 4096]
+    named = [value for value in _ints(defaults) if value in shapes]
     logs = [value.bit_length() - 1 for value in given if value > 1 and value & (value - 1) == 0]
-    likely = [*given, *shapes, *_ints(defaults), *logs]
+    likely = [*given, *named, *shapes, *_ints(defaults), *logs]
     dims = [value for value in dict.fromkeys(likely) if 2 <= value <= 8192]
     if 1 in given:
         dims.append(1)

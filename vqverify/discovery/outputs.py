@@ -105,13 +105,12 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
     gradients: list[Tensor] = []
     metrics: list[Path] = []
     for path, value in returned:
-        small = value.ndim <= 1 or value.numel() <= 64 or bool(where.form(value.shape, "L"))
-        if path in taken or not value.is_floating_point() or value.numel() > where.n * 64 or not small:
+        if path in taken or not value.is_floating_point() or not _loss_like(where, value):
             continue
         gradient = _gradient(value, [leaf, *weights])
         if gradient is None:
             metrics.append(path)
-        elif value.numel() != found.x.numel():
+        else:
             outputs.append(Output(path, "L" * value.ndim))
             gradients.append(gradient)
     kept = _without_parts(gradients)
@@ -121,6 +120,12 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
     if metrics:
         text += f"; without gradient, so metrics: {', '.join('.'.join(map(str, path)) for path in metrics)}"
     return tuple(outputs[index] for index in kept), text
+
+
+def _loss_like(where: Grid, value: Tensor) -> bool:
+    """A scalar, a few numbers (one a level, one a batch entry), or one number a latent; not features of latents."""
+    form = where.form(value.shape, "L")
+    return value.numel() <= 64 or bool(form and "L" not in form)
 
 
 def _gradient(value: Tensor, leaves: list[Tensor]) -> Tensor | None:
