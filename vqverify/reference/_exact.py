@@ -97,7 +97,7 @@ def _closest(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Te
 
 
 def _break_ties(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor, index: Tensor) -> None:
-    """Write the winners of pairs to ``index``: as integers on a common dyadic grid, else as rational numbers."""
+    """Write the winners of pairs to ``index``, compared as integers on a common grid, else as rationals."""
     distance, exact = _grid_distances(z, codebook, row, code)
     last = torch.iinfo(torch.int64).max
     least = torch.full_like(index, last).scatter_reduce_(0, row, distance, "amin")

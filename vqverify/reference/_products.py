@@ -1,7 +1,7 @@
 """Nearest codes by matrix products, each row with a certificate (theory T28).
 
-The scores |c|² - 2 z·c of centred data are computed block by block in a buffer that stays in cache. The gap of
-the two best scores of a row, when it exceeds the rounding error of a difference of scores, proves the winner.
+The scores |c|² - 2 z·c of centred data are computed block by block in a buffer that stays in cache. The gap
+of the two best scores of a row, when it exceeds the rounding error of their difference, proves the winner.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 BUFFER_BYTES = 1 << 20
 """Scores at hand at a time: 1 MiB stays in the cache of a core; 64 MiB is 2.4-4.1 times slower."""
@@ -80,7 +80,7 @@ def certified(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
 def gap_error(norm: Tensor, table: Table) -> Tensor:
     """Bound the error of a difference of two computed scores (theory T28, after centring).
 
-    The first term is the rounding of products and norms, the second that of the centring subtraction, the third
+    The first term is the rounding of products and norms, the second that of the centring, the third
     what underflow may lose.
 
     Args:
@@ -94,7 +94,7 @@ def gap_error(norm: Tensor, table: Table) -> Tensor:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> Generator[None]:
     """Forbid TF32 and bfloat16 inside float32 products: the certificate assumes float32 arithmetic."""
     before = torch.get_float32_matmul_precision()
     if before == "highest":
@@ -123,17 +123,18 @@ class _Workspace:
 
 def _gaps(left: Tensor, work: _Workspace, index: Tensor) -> Tensor:
     """Write the code of the best score of each row to ``index``; return second best minus best score."""
-    first, runner_up, best, second = work.values[:, : len(left)]
+    pair, (best, second) = work.values[:, : len(left)].split(2)
+    first, runner_up = pair
     reduce = _reduce_numpy if left.device.type == "cpu" else _reduce_topk
     if len(work.codes) == 1:
-        reduce(left, work, 0, index, first, runner_up)
+        reduce(left, work, 0, index, pair)
         return runner_up.sub_(first)
     found = work.found[: len(left)]
     best.fill_(torch.inf)
     second.fill_(torch.inf)
     index.zero_()
     for j in range(len(work.codes)):
-        reduce(left, work, j, found, first, runner_up)
+        reduce(left, work, j, found, pair)
         # the loser of the two firsts may be the second; an earlier block wins ties
         torch.minimum(second, runner_up, out=second)
         torch.minimum(second, torch.maximum(best, first), out=second)
@@ -142,15 +143,14 @@ def _gaps(left: Tensor, work: _Workspace, index: Tensor) -> Tensor:
     return second.sub_(best)
 
 
-def _reduce_numpy(
-    left: Tensor, work: _Workspace, block: int, index: Tensor, best: Tensor, second: Tensor
-) -> None:
+def _reduce_numpy(left: Tensor, work: _Workspace, block: int, index: Tensor, values: Tensor) -> None:
     """Write the rows' arg-minima, minima and second minima over one block of codes.
 
     numpy's argmin is vectorised, torch's is not: 20 times faster on a buffer in cache. torch's amin is.
     """
     codes = work.codes[block]
     k = codes.shape[1]
+    best, second = values
     at, least = index.numpy(), best.numpy()
     offsets = np.arange(0, work.rows * k, k)
     for i in range(0, len(left), work.rows):
@@ -167,13 +167,12 @@ def _reduce_numpy(
         torch.amin(scores, 1, out=second[i : i + m])
 
 
-def _reduce_topk(
-    left: Tensor, work: _Workspace, block: int, index: Tensor, best: Tensor, second: Tensor
-) -> None:
+def _reduce_topk(left: Tensor, work: _Workspace, block: int, index: Tensor, values: Tensor) -> None:
     """Do the same on any device."""
+    best, second = values
     codes = work.codes[block]
     for i in range(0, len(left), work.rows):
         part = slice(i, i + work.rows)
-        values, order = (left[part] @ codes).topk(min(2, codes.shape[1]), largest=False)
-        index[part], best[part] = order[:, 0], values[:, 0]
-        second[part] = values[:, 1] if codes.shape[1] > 1 else torch.inf
+        least, order = (left[part] @ codes).topk(min(2, codes.shape[1]), largest=False)
+        index[part], best[part] = order[:, 0], least[:, 0]
+        second[part] = least[:, 1] if codes.shape[1] > 1 else torch.inf

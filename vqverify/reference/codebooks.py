@@ -56,11 +56,24 @@ def code_statistics(z: Tensor, codes: Tensor, size: int, *, masked: bool = False
 
 def all_reduce(batch: Statistics) -> Statistics:
     """Return the sums of the statistics over all processes of the default group, if there is one (T22)."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return batch
-    flat = torch.cat([batch.counts.unsqueeze(1), batch.sums], 1)
-    distributed.all_reduce(flat)
+    flat = all_reduce_sum(torch.cat([batch.counts.unsqueeze(1), batch.sums], 1))
     return Statistics(flat[:, 0], flat[:, 1:])
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Return the sum of ``x`` over all processes of the default group; ``x`` itself without one."""
+    if distributed.is_available() and distributed.is_initialized():
+        x = x.clone()
+        distributed.all_reduce(x)
+    return x
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """Return the first process's ``x`` in all processes of the default group; ``x`` itself without one."""
+    if distributed.is_available() and distributed.is_initialized():
+        x = x.clone()
+        distributed.broadcast(x, 0)
+    return x
 
 
 def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: float = 0.0) -> EmaState:
@@ -98,3 +111,23 @@ def laplace_counts(counts: Tensor, smoothing: float) -> Tensor:
     """Return N̂ = (N + ε) T/(T + Kε) with T = ΣN: the same total, no count at 0 (T21)."""
     total = counts.sum()
     return (counts + smoothing) * (total / (total + len(counts) * smoothing))
+
+
+def memoryless_update(codebook: Tensor, batch: Statistics, rate: float) -> Tensor:
+    """Return c' = (1 - η)c + η z̄ for used codes (Huh et al. 2023, eq. 11): a moving average without memory.
+
+    It is a step of gradient descent with rate η on Σ ½|z̄ - c|² over the used codes (T17).
+
+    Args:
+        codebook: codes (K, D).
+        batch: counts and sums of the batch.
+        rate: η in [0, 1]; 1 - γ in the terms of :func:`ema_update`.
+
+    Raises:
+        ValueError: if ``rate`` is out of range.
+    """
+    _checks.number("rate", rate, 0, 1)
+    used = (batch.counts > 0).unsqueeze(1)
+    old = codebook.to(batch.sums.dtype)
+    mean = batch.sums / batch.counts.clamp(min=1).unsqueeze(1)
+    return torch.where(used & (rate > 0), old * (1 - rate) + mean * rate, old).to(codebook.dtype)

@@ -8,6 +8,7 @@ alone (theory T4).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
     Estimator = Callable[[Tensor, Tensor], Tensor]
 
-_CHUNK = 1 << 17
-"""Elements of one row chunk of the rotation: 0.5 MiB in float32, so that the passes over it stay in cache."""
+_CHUNK = 1 << 18
+"""Elements of one row chunk of the rotation: 1 MiB in float32, so that the passes over it stay in
+cache."""
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:
@@ -70,6 +72,23 @@ def rotate(z: Tensor, q: Tensor) -> Tensor:
     """
     _same_shape(z, q)
     return _Rotate.apply(z, q.detach().to(z.dtype))
+
+
+ESTIMATORS: dict[str, Estimator] = {"rotation": rotate, "straight-through": straight_through}
+"""Estimators by name."""
+
+
+def synchronize(z_q: Tensor, q: Tensor, weight: float) -> Tensor:
+    """Return z_q + ν(q - sg q): the value of z_q, with ν times the task gradient at the codes (001 eq. 20; T23).
+
+    With plain SGD at one rate η = ν the codes move as q' = (1-η)q + ηz - η²g, besides the codebook loss.
+
+    Args:
+        z_q: what an estimator returned (..., D).
+        q: the codes, with gradient, the same shape.
+        weight: ν.
+    """
+    return _Synchronize.apply(z_q, q.to(z_q.dtype), weight)
 
 
 def rotation_jvp(z: Tensor, q: Tensor, x: Tensor) -> Tensor:
@@ -121,6 +140,26 @@ class _StraightThrough(Function):
         return grad_inputs[0].clone()
 
 
+class _Synchronize(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z_q: Tensor, _q: Tensor, _weight: float) -> Tensor:
+        return z_q.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        ctx.weight = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad_outputs[0], ctx.weight * grad_outputs[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Tensor) -> Tensor:
+        return grad_inputs[0] + ctx.weight * grad_inputs[1]
+
+
 class _Rotate(Function):
     generate_vmap_rule = True
 
@@ -151,14 +190,18 @@ class _Turn(Function):
     def forward(x: Tensor, z: Tensor, q: Tensor, transpose: bool) -> Tensor:
         dim = z.shape[-1]
         wide = _wide(z.dtype)
-        x_rows, z_rows, q_rows = (t.to(wide).reshape(-1, dim) for t in (x, z, q))
-        out = torch.empty_like(x_rows)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         step = max(1, _CHUNK // max(1, dim))
-        scratch = x_rows.new_empty(3, min(step, len(out)), dim)
-        for i in range(0, len(out), step):
-            part = slice(i, i + step)
-            _turn_rows(x_rows[part], z_rows[part], q_rows[part], out[part], scratch, transpose=transpose)
-        return out.reshape(x.shape).to(x.dtype)
+        rows = [t.reshape(-1, dim).split(step) for t in (x, z, q)]
+        work = z.new_empty(3, min(step, max(1, out.numel() // max(1, dim))), dim, dtype=wide)
+        for x_part, z_part, q_part, out_part in zip(*rows, out.view(-1, dim).split(step), strict=True):
+            v, s, product = work[:, : len(out_part)]
+            target = out_part if out.dtype == wide else product
+            x_wide, z_wide, q_wide = (t.to(wide) for t in (x_part, z_part, q_part))
+            _turn_rows(x_wide, z_wide, q_wide, target, (v, s, product), transpose=transpose)
+            if target is product:
+                out_part.copy_(product)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
@@ -186,31 +229,52 @@ class _Turn(Function):
         return _Turn.apply(*front, transpose), 0
 
 
-def _turn_rows(x: Tensor, z: Tensor, q: Tensor, out: Tensor, scratch: Tensor, *, transpose: bool) -> None:
-    """Write λ(x - t s + 2 w (p·x)) into ``out``; (p, w) is (û, v̂) for J and (v̂, û) for J^T."""
-    n, dim = x.shape
-    u, v, s = scratch[:, :n]
-    norm_z, scale_z = _normalise(z, u)
-    norm_q, scale_q = _normalise(q, v)
-    torch.add(u, v, out=s)
-    sigma = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
-    t = 2 * (s * x).sum(-1, keepdim=True) / sigma.square()
-    p, w = (v, u) if transpose else (u, v)
-    torch.addcmul(x, w, 2 * (p * x).sum(-1, keepdim=True), out=out)
-    lam = (norm_q / norm_z * (scale_z.double() / scale_q)).to(x.dtype)
-    out.addcmul_(s, t, value=-1).mul_(lam)
-    identity = (norm_z == 0) | ((norm_q > 0) & (sigma < antiparallel_threshold(dim, x.dtype)))
-    out.copy_(torch.where(identity, x, torch.where(norm_q > 0, out, 0.0)))
+def _turn_rows(
+    x: Tensor, z: Tensor, q: Tensor, out: Tensor, work: tuple[Tensor, Tensor, Tensor], *, transpose: bool
+) -> None:
+    """Write J x or J^T x, as λx + α s + β v̂, for one chunk of rows; ``out`` may be ``work[2]``."""
+    v, s, product = work
+    norms = _norms(z, q)
+    ratio: Tensor | float = 1.0
+    if not torch.compiler.is_compiling() and not _squares_fit(norms):
+        (z, scale_z), (q, scale_q) = _rescale(z), _rescale(q)
+        norms = _norms(z, q)
+        ratio = (scale_z.double() / scale_q).to(z.dtype)
+    norm_z, norm_q = norms
+    # 0 in place of 1/0: degenerate rows stay finite
+    inverse_z, inverse_q = torch.where(norms > 0, norms.reciprocal(), 0).unsqueeze(2)
+    torch.mul(q, inverse_q, out=v)
+    torch.addcmul(v, z, inverse_z, out=s)
+    sigma = torch.linalg.vector_norm(s, dim=1)
+    ones = s.new_ones(s.shape[1])
+    # row sums as a matrix-vector product are the fastest on short rows
+    s_x = torch.mul(s, x, out=product).mv(ones)
+    v_x = torch.mul(v, x, out=product).mv(ones)
+    lam = norm_q / norm_z * ratio
+    t = 2 * s_x / sigma.square()
+    # û = s - v̂: both forms in terms of s and v̂ alone
+    alpha, beta = (lam * (2 * v_x - t), -2 * lam * v_x) if transpose else (-lam * t, 2 * lam * (s_x - v_x))
+    identity = (norm_z == 0) | ((norm_q > 0) & (sigma < antiparallel_threshold(z.shape[1], z.dtype)))
+    degenerate = identity | (norm_q == 0)
+    lam = torch.where(degenerate, identity.to(lam.dtype), lam)
+    alpha, beta = (torch.where(degenerate, 0, a).unsqueeze(1) for a in (alpha, beta))
+    torch.mul(x, lam.unsqueeze(1), out=out).addcmul_(s, alpha).addcmul_(v, beta)
 
 
-def _normalise(x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Write x/|x| into ``out`` and return (norm, scale) with |x| = norm/scale.
+def _norms(z: Tensor, q: Tensor) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in (z, q)])
 
-    The scale is a power of two, so that squares neither overflow nor underflow, whatever the row's magnitude.
-    """
-    peak = torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True)
-    scale = torch.exp2(-torch.frexp(peak).exponent.to(x.dtype).clamp(-126, 126))
-    torch.mul(x, scale, out=out)
-    norm = torch.linalg.vector_norm(out, dim=-1, keepdim=True)
-    out.div_(norm)
-    return norm, scale
+
+def _squares_fit(norms: Tensor) -> bool:
+    """Return whether squares and products of numbers of these norms are normal numbers."""
+    limit = torch.finfo(norms.dtype).max ** 0.45
+    low, high = norms.aminmax() if norms.numel() else (1, 1)
+    return 1 / limit < float(low) and float(high) < limit
+
+
+def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows times a power of two that brings their largest entry near 1, and that power (N,)."""
+    exponent = torch.frexp(x.abs().amax(1)).exponent.to(x.dtype)
+    limit = math.log2(torch.finfo(x.dtype).max) // 1 - 1
+    scale = torch.exp2(-exponent.clamp(-limit, limit))
+    return x * scale.unsqueeze(1), scale

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqverify.reference import _checks
 from vqverify.reference.estimators import straight_through
 from vqverify.reference.layers import Quantized
+from vqverify.reference.sampling import gumbel_like
 
 
 class GumbelVQ(nn.Module):
@@ -85,7 +86,3 @@ class GumbelVQ(nn.Module):
         divergence = (log_p.exp() * (log_p + math.log(self.codebook_size))).sum(-1)
         return self.kl_weight * divergence.sum() / max(1, divergence.numel())
 
-
-def gumbel_like(x: Tensor) -> Tensor:
-    """Return standard Gumbel noise -log E, E exponential, shaped as ``x``, from the global generator."""
-    return -torch.empty_like(x).exponential_().clamp_(min=torch.finfo(x.dtype).tiny).log_()

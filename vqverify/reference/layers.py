@@ -8,18 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
-from vqverify.reference.codebooks import EmaState, all_reduce, code_statistics, ema_update
-from vqverify.reference.estimators import rotate, straight_through
+from vqverify.reference.affine import LearnableAffine, MomentAffine
+from vqverify.reference.codebooks import broadcast
+from vqverify.reference.estimators import ESTIMATORS, synchronize
+from vqverify.reference.initialise import kmeans
+from vqverify.reference.learners import Learner
 from vqverify.reference.lookup import directions, nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
+from vqverify.reference.replacement import Replacement
+from vqverify.reference.sampling import sample_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vqverify.reference.estimators import Estimator
 
-ESTIMATORS: dict[str, Estimator] = {"rotation": rotate, "straight-through": straight_through}
-"""Estimators by name."""
+AFFINE: dict[str, Callable[[int], LearnableAffine | MomentAffine] | None] = {
+    "none": None,
+    "learnable": LearnableAffine,
+    "moments": MomentAffine,
+}
+"""Affine reparametrizations by name."""
 
 
 class Quantized(NamedTuple):
@@ -40,26 +49,28 @@ class Quantized(NamedTuple):
 class VectorQuantizer(nn.Module):
     """Quantize latents to the nearest code of one codebook (van den Oord et al. 2017; Fifty et al. 2024).
 
-    In train mode a forward pass also moves the codebook (``learning="ema"``), after everything it returns was
-    computed from the codebook before the step. Eval mode changes nothing. Construction draws the codes from
-    the global generator, N(0, 1) (or uniform on the sphere for cosine); a pass draws nothing.
+    In train mode a forward pass also moves the codebook, after everything it returns was computed from the
+    codebook before the step; under activation checkpointing the second run of a pass uses that codebook again
+    and moves nothing (one pass between backwards, then). Eval mode changes nothing.
+
+    Construction draws the codes from the global generator. A pass draws from it only if ``temperature`` > 0, a
+    code is replaced, or k-means starts: all in train mode.
 
     Attributes:
         codebook: the codes (K, D): a buffer, or a parameter with ``learning="gradient"``.
-        counts: N (K,), 1 at the start, in at least float32 whatever the module is cast to.
-        sums: m (K, D), N times the codes at the start (T18), likewise.
+        counts: N (K,), 1 at the start, in at least float32 whatever the module is cast to (``"ema"``).
+        sums: m (K, D), N times the codes (T18), likewise.
     """
 
     codebook: Tensor
-    counts: Tensor
-    sums: Tensor
+    started: Tensor
 
     def __init__(
         self,
         dim: int,
         codebook_size: int,
         *,
-        estimator: str = "rotation",
+        estimator: str | Estimator = "rotation",
         metric: str = "euclidean",
         decay: float = 0.99,
         commitment_weight: float = 0.25,
@@ -67,22 +78,33 @@ class VectorQuantizer(nn.Module):
         codebook_weight: float = 1.0,
         smoothing: float = 0.0,
         channel_first: bool = False,
+        temperature: float = 0.0,
+        synchronized: float = 0.0,
+        affine: str | LearnableAffine | MomentAffine = "none",
+        replacement: Replacement | int | None = None,
+        initialisation: str = "normal",
     ) -> None:
         """Build a layer.
 
         Args:
             dim: D, entries of a latent.
             codebook_size: K, number of codes.
-            estimator: ``"rotation"`` (J = λR) or ``"straight-through"`` (J = I).
+            estimator: ``"rotation"`` (J = λR), ``"straight-through"`` (J = I), or a function (z, q) -> z_q.
             metric: ``"euclidean"``, or ``"cosine"``: codes on the unit sphere; lookup, estimator, loss and
                 update see the directions of the latents only.
             decay: γ in [0, 1] of the moving averages.
             commitment_weight: weight of mean |z - sg q|².
-            learning: ``"ema"``, ``"gradient"`` (codes are a parameter, moved by the codebook loss) or
-                ``"none"``.
+            learning: ``"ema"``, ``"memoryless"``, ``"gradient"`` (codes are a parameter, moved by the codebook
+                loss) or ``"none"``; see :data:`vqverify.reference.learners.RULES`.
             codebook_weight: weight of mean |sg z - q|²; used by ``learning="gradient"`` alone.
-            smoothing: ε of Laplace smoothing in the moving average; 0 for none (codes shrink with it, T21).
+            smoothing: ε of Laplace smoothing in ``"ema"``; 0 for none (codes shrink with it, T21).
             channel_first: latents are (B, D, ...) (images, for one) and not (..., D).
+            temperature: T of stochastic codes in train mode, p ∝ exp(-|z - c|²/T); 0 for the nearest code.
+            synchronized: ν ≥ 0, the share of the task gradient that the codes receive (T23).
+            affine: ``"none"``, ``"learnable"``, ``"moments"``, or such a module.
+            replacement: which unused codes are replaced; an int is a lifespan in steps.
+            initialisation: ``"normal"`` N(0, 1), ``"uniform"`` in ±1/K, or ``"kmeans"`` on the first batch in
+                train mode (normal until then).
 
         Raises:
             ValueError: if an argument is out of range, or a combination makes no sense.
@@ -90,36 +112,43 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.dim = _checks.positive_int("dim", dim)
         self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
-        self.estimator = _checks.choice("estimator", estimator, ESTIMATORS)
+        self.estimator = estimator if callable(estimator) else _checks.choice("estimator", estimator, ESTIMATORS)
         self.cosine = _checks.choice("metric", metric, {"euclidean": False, "cosine": True})
-        self.decay = _checks.number("decay", decay, 0, 1)
         self.commitment_weight = _checks.number("commitment_weight", commitment_weight)
         self.codebook_weight = _checks.number("codebook_weight", codebook_weight)
-        self.smoothing = _checks.number("smoothing", smoothing)
-        self.learning = _checks.choice(
-            "learning", learning, {name: name for name in ("ema", "gradient", "none")}
-        )
         self.channel_first = channel_first
-        if self.cosine and self.smoothing:
-            raise ValueError("smoothing must be 0 with metric='cosine': codes are put back on the sphere")
-        codes = torch.randn(codebook_size, dim)
+        self.temperature = _checks.number("temperature", temperature)
+        self.synchronized = _checks.number("synchronized", synchronized)
+        if isinstance(replacement, int):
+            replacement = Replacement(lifespan=_checks.positive_int("replacement", replacement))
+        self.learner = Learner(learning, decay, smoothing, self.cosine, replacement)
+        if isinstance(affine, str):
+            build = _checks.choice("affine", affine, AFFINE)
+            self.affine = build(dim) if build else None
+        else:
+            self.affine = affine
+        self._require_sense()
+        codes = _initial_codes(initialisation, codebook_size, dim)
         codes = directions(codes) if self.cosine else codes
-        if self.learning == "gradient":
+        if learning == "gradient":
             self.codebook = nn.Parameter(codes)
         else:
             self.register_buffer("codebook", codes)
-        if self.learning == "ema":
-            self.register_buffer("counts", torch.ones(codebook_size))
-            self.register_buffer("sums", codes.clone())
+        for name, value in self.learner.initial(codes).items():
+            self.register_buffer(name, value)
+        if initialisation == "kmeans":
+            self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.initialisation = initialisation
+        self._before: Tensor | None = None
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents.
 
         Args:
-            z: latents (..., D), or (B, D, ...) with ``channel_first``; any floating-point dtype; finite,
-                except where masked.
-            mask: bool, the shape of the codes; False drops a latent from everything: its z_q is 0, its
-                code -1, its gradient 0, and no loss or state sees it.
+            z: latents (..., D), or (B, D, ...) with ``channel_first``; any floating-point dtype; finite, except
+                where masked.
+            mask: bool, the shape of the codes; False drops a latent from everything: its z_q is 0, its code
+                -1, its gradient 0, and no loss or state sees it.
 
         Returns:
             z_q, codes and loss. z_q is exactly a row of the codebook (rounded to the dtype of z).
@@ -146,16 +175,26 @@ class VectorQuantizer(nn.Module):
         """
         latents = directions(z) if self.cosine else z
         anchor = latents if anchor is z else directions(anchor) if self.cosine else anchor
-        codebook = self.effective_codebook()
-        codes = nearest_codes(latents, codebook)
+        again = self.training and _recomputing()
+        if self.training and self.initialisation == "kmeans" and not again:
+            self._start(latents, mask)
+        codebook = self._before if again and self._before is not None else self.effective_codebook()
+        if self.training and self.temperature:
+            codes = sample_codes(latents, codebook, self.temperature)
+        else:
+            codes = nearest_codes(latents, codebook)
         q = nn.functional.embedding(codes, codebook)
-        loss = self._loss(anchor, q, mask)
+        loss = self.commitment_weight * commitment_loss(anchor, q, mask)
+        if self.learner.rule == "gradient":
+            loss = loss + self.codebook_weight * codebook_loss(anchor, q, mask)
         z_q = self.estimator(latents, q)
+        if self.synchronized:
+            z_q = synchronize(z_q, q, self.synchronized)
         if mask is not None:
             codes = torch.where(mask, codes, -1)
             z_q = torch.where(mask.unsqueeze(-1), z_q, 0)
-        if self.training and self.learning == "ema":
-            self._learn(latents.detach(), codes, masked=mask is not None)
+        if self.training and not again:
+            self._learn(latents.detach(), codes, mask)
         return Quantized(z_q, codes, loss)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -172,29 +211,34 @@ class VectorQuantizer(nn.Module):
 
     def effective_codebook(self) -> Tensor:
         """Return the codes (K, D) that latents are compared with, differentiable where they are learnt so."""
-        learnt = self.cosine and self.learning == "gradient"
-        return directions(self.codebook) if learnt else self.codebook
+        if self.affine is not None:
+            # a copy: replacing codes must not change what backward needs
+            return self.affine(self.codebook.clone())
+        learnt = self.cosine and self.learner.rule == "gradient"
+        return directions(self.codebook.clone()) if learnt else self.codebook
 
     @torch.no_grad()
     def set_codebook(self, codes: Tensor) -> None:
-        """Overwrite the codes (K, D), with accumulators that agree: N = 1, m = the codes (T18).
+        """Overwrite the codes (K, D), with a state that agrees: N = 1, m = the codes (T18).
 
         Raises:
+            TypeError: on a dtype that is not floating-point.
             ValueError: if the shape does not fit.
         """
         _checks.latents("codes", codes, self.dim)
         if codes.shape != self.codebook.shape:
-            raise ValueError(
-                f"codes must have shape {tuple(self.codebook.shape)}; it was {tuple(codes.shape)}"
-            )
+            expected, was = tuple(self.codebook.shape), tuple(codes.shape)
+            raise ValueError(f"codes must have shape {expected}; it was {was}")
         self.codebook.copy_(directions(codes) if self.cosine else codes)
-        if self.learning == "ema":
-            self.counts.fill_(1)
-            self.sums.copy_(self.codebook)
+        self._store(self.learner.initial(self.codebook))
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``print``."""
+        return f"dim={self.dim}, codebook_size={self.codebook_size}, learning={self.learner.rule!r}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizer:
         """Move or cast the module, but keep the accumulators in at least float32."""
-        before = {name: getattr(self, name) for name in ("counts", "sums") if self.learning == "ema"}
+        before = {name: value for name, value in self.named_buffers(recurse=False) if name in ("counts", "sums")}
         super()._apply(fn, recurse)
         for name, value in before.items():
             moved = getattr(self, name)
@@ -202,24 +246,49 @@ class VectorQuantizer(nn.Module):
                 setattr(self, name, value.to(moved.device))
         return self
 
-    def extra_repr(self) -> str:
-        """Return the sizes for ``print``."""
-        return f"dim={self.dim}, codebook_size={self.codebook_size}, learning={self.learning!r}"
-
-    def _loss(self, z: Tensor, q: Tensor, mask: Tensor | None) -> Tensor:
-        loss = self.commitment_weight * commitment_loss(z, q, mask)
-        if self.learning == "gradient":
-            loss = loss + self.codebook_weight * codebook_loss(z, q, mask)
-        return loss
+    def _require_sense(self) -> None:
+        rule = self.learner.rule
+        if self.synchronized and rule != "gradient":
+            raise ValueError(f"synchronized must be 0 with learning={rule!r}: the codes take no gradient")
+        if self.affine is not None and rule != "gradient":
+            raise ValueError(f"affine must be 'none' with learning={rule!r}: the codes take no gradient")
+        if self.affine is not None and self.cosine:
+            raise ValueError("affine must be 'none' with metric='cosine': codes would leave the sphere")
 
     @torch.no_grad()
-    def _learn(self, z: Tensor, codes: Tensor, *, masked: bool) -> None:
-        batch = code_statistics(z.reshape(-1, self.dim), codes.reshape(-1), self.codebook_size, masked=masked)
-        old = EmaState(self.codebook, self.counts, self.sums)
-        new = ema_update(old, all_reduce(batch), self.decay, self.smoothing)
-        if self.cosine:
-            # a mean of opposite directions has none: such a code stays
-            lost = (new.codebook == 0).all(1, keepdim=True)
-            new = new._replace(codebook=torch.where(lost, self.codebook, directions(new.codebook)))
-        for buffer, value in zip(old, new, strict=True):
-            buffer.copy_(value)
+    def _start(self, z: Tensor, mask: Tensor | None) -> None:
+        rows = z[mask] if mask is not None else z.reshape(-1, self.dim)
+        if bool(self.started) or not len(rows):
+            return
+        metric = "cosine" if self.cosine else "euclidean"
+        self.set_codebook(broadcast(kmeans(rows, self.codebook_size, metric=metric).codebook))
+        self.started.fill_(1)
+
+    @torch.no_grad()
+    def _learn(self, z: Tensor, codes: Tensor, mask: Tensor | None) -> None:
+        if self.affine is not None:
+            self.affine.observe(z, mask)
+        state = {name: value.detach() for name, value in self._state().items()}
+        rows, index = z.reshape(-1, self.dim), codes.reshape(-1)
+        new = self.learner.step(state, rows, index, masked=mask is not None)
+        if new is not state:
+            self._before = self.codebook.detach().clone()
+            self._store(new)
+
+    def _state(self) -> dict[str, Tensor]:
+        names = ("codebook", "counts", "sums", "age")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def _store(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+
+
+def _initial_codes(name: str, size: int, dim: int) -> Tensor:
+    span = _checks.choice("initialisation", name, {"normal": None, "uniform": 1 / size, "kmeans": None})
+    return torch.randn(size, dim) if span is None else torch.empty(size, dim).uniform_(-span, span)
+
+
+def _recomputing() -> bool:
+    """Return whether this pass runs inside a backward: activation checkpointing runs it a second time."""
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001  # pyright: ignore

@@ -1,7 +1,7 @@
 """Nearest-code lookup: the exact index of the given numbers, at little more than a matrix product.
 
-Matrix products find the nearest codes and prove most of them (:mod:`vqverify.reference._products`); the rows
-left open are decided without rounding (:mod:`vqverify.reference._exact`). Ties go to the lowest index: a tie is
+Matrix products find the nearest codes and prove most of them (:mod:`vqverify.reference._products`); the
+rows left open are decided without rounding (:mod:`vqverify.reference._exact`). Ties go to the lowest index: a tie is
 never proved by the products, hence always decided exactly.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from vqverify.reference import _checks
 from vqverify.reference._exact import settle
 from vqverify.reference._products import certified, prepare
+
 
 def nearest_codes(z: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
     """Return the index of the nearest code for each latent, exactly, ties to the lowest index.

@@ -1,0 +1,120 @@
+"""Affine reparametrization of a codebook: all codes move together (Huh et al. 2023, section 4.1; T25, T26)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vqverify.reference import _checks
+from vqverify.reference.codebooks import all_reduce_sum
+
+
+class LearnableAffine(nn.Module):
+    """c = (1 + aS) ⊙ x + aB with learnt S and B, shared by the codes of a group (001 eq. 15 and appendix A.1).
+
+    One step of SGD moves codes that no latent chose, too; the rate of S and B is a²η (T25).
+
+    Attributes:
+        scale: S (G, D), zeros at the start.
+        bias: B (G, D), zeros at the start: the map begins as the identity.
+    """
+
+    def __init__(self, dim: int, *, rate: float = 1.0, groups: int = 1) -> None:
+        """Build the map.
+
+        Args:
+            dim: D.
+            rate: a, which scales the learning rate of the parameters.
+            groups: G; the codebook is cut into G runs of K/G codes.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        super().__init__()
+        self.rate = _checks.positive_number("rate", rate)
+        self.groups = _checks.positive_int("groups", groups)
+        self.scale = nn.Parameter(torch.zeros(groups, dim))
+        self.bias = nn.Parameter(torch.zeros(groups, dim))
+
+    def forward(self, codebook: Tensor) -> Tensor:
+        """Return the effective codes (K, D).
+
+        Raises:
+            ValueError: if K is no multiple of the groups.
+        """
+        x = _in_groups(codebook, self.groups)
+        c = (1 + self.rate * self.scale).unsqueeze(1) * x + (self.rate * self.bias).unsqueeze(1)
+        return c.reshape(codebook.shape)
+
+    def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
+        """Do nothing: S and B are learnt by gradient."""
+
+
+class MomentAffine(nn.Module):
+    """c = (σ_e/σ_x)(x - μ_x) + μ_e: the codes take the mean and deviation of the latents (001 eq. 38-45; T26).
+
+    μ_e, σ_e are moving moments of the latents over batches; the variance of the batch means is part of σ_e.
+    μ_x, σ_x are the moments of the codes x themselves (their group's), now. A channel in which all codes of a
+    group agree is only shifted. The map is the identity until the first batch was seen.
+
+    Attributes:
+        mean: μ_e (D,), float32 at least.
+        variance: σ_e² (D,), likewise (population variance).
+        seen: number of batches observed, int64.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    seen: Tensor
+
+    def __init__(self, dim: int, *, decay: float = 0.99, groups: int = 1) -> None:
+        """Build the map; ``decay`` in [0, 1] is that of the moments.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        super().__init__()
+        self.decay = _checks.number("decay", decay, 0, 1)
+        self.groups = _checks.positive_int("groups", groups)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("variance", torch.ones(dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, codebook: Tensor) -> Tensor:
+        """Return the effective codes (K, D); the moments count as constants.
+
+        Raises:
+            ValueError: if K is no multiple of the groups.
+        """
+        x = _in_groups(codebook, self.groups)
+        centre = x.detach().mean(1, keepdim=True)
+        deviation = x.detach().var(1, keepdim=True, correction=0).sqrt()
+        scale = torch.where(deviation > 0, self.variance.sqrt() / deviation, 1)
+        c = (scale * (x - centre) + self.mean).reshape(codebook.shape).to(codebook.dtype)
+        return torch.where(self.seen > 0, c, codebook)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
+        """Update the moments by a batch of latents (..., D); those with ``keep`` False do not count."""
+        rows = z.reshape(-1, z.shape[-1]) if keep is None else z[keep]
+        totals = torch.cat([rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)])
+        totals = all_reduce_sum(totals)
+        if not bool(totals[0] > 0):
+            return
+        mean = totals[1:] / totals[0]
+        variance = all_reduce_sum((rows - mean).square().sum(0)) / totals[0]
+        # the first batch sets the moments; a moving average would remember the arbitrary start
+        decay = self.decay if bool(self.seen > 0) else 0.0
+        shift = mean - self.mean
+        # merging two populations: the variance between their means counts (T26)
+        self.variance.copy_(
+            decay * self.variance + (1 - decay) * variance + decay * (1 - decay) * shift.square()
+        )
+        self.mean.add_((1 - decay) * shift)
+        self.seen.add_(1)
+
+
+def _in_groups(codebook: Tensor, groups: int) -> Tensor:
+    if len(codebook) % groups:
+        raise ValueError(f"groups must divide the number of codes, {len(codebook)}; it was {groups}")
+    return codebook.reshape(groups, -1, codebook.shape[1])

@@ -1,0 +1,93 @@
+"""Gradient estimators that need the decoder: exact, double forward, Hessian (Fifty et al. 2024, section 3).
+
+Here ``f`` is the task loss as a function of the decoder's input: f(x) returns a scalar that is a sum over the
+rows of x (N, D), or any scalar if the rows interact. g(x) is its gradient. The straight-through estimator hands
+g(q) to the encoder where g(z) is meant; the difference is the gradient gap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqverify.reference import _checks
+from vqverify.reference.estimators import straight_through
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    Task = Callable[[Tensor], Tensor]
+
+
+def exact_gradient(f: Task, z: Tensor) -> Tensor:
+    """Return g(z) (N, D): the gradient of the unquantized model. Its gap is 0 by definition."""
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(f(point), point)
+    return gradient
+
+
+def hessian_gradient(f: Task, z: Tensor, q: Tensor) -> Tensor:
+    """Return g(q) + H(q)(z - q) (N, D), by one Hessian-vector product (000 section 3; theory T11).
+
+    The gap is at most ½M|z - q|² if H is M-Lipschitz, and 0 for a quadratic f.
+    """
+    with torch.enable_grad():
+        point = q.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(f(point), point, create_graph=True)
+        if not gradient.requires_grad:  # f is linear
+            return gradient.detach()
+        (product,) = torch.autograd.grad(
+            gradient, point, grad_outputs=(z - q).detach(), materialize_grads=True
+        )
+    return gradient.detach() + product
+
+
+def attach_gradient(loss: Tensor, z: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``loss`` in value, with ``gradient`` added to what reaches ``z``.
+
+    The term is ⟨gradient, z - sg z⟩, which is 0 for finite z.
+    """
+    return loss + (gradient.detach() * (z - z.detach())).sum()
+
+
+def hessian_loss(f: Task, z: Tensor, q: Tensor) -> Tensor:
+    """Return f(q) whose gradient at ``z`` is :func:`hessian_gradient`; the decoder sees f(q) alone."""
+    loss = f(straight_through(z, q))
+    correction = hessian_gradient(f, z, q) - exact_gradient(f, q)
+    return attach_gradient(loss, z, correction)
+
+
+def exact_loss(f: Task, z: Tensor, q: Tensor) -> Tensor:
+    """Return f(q) whose gradient at ``z`` is g(z) exactly; the decoder sees f(q) alone."""
+    return attach_gradient(f(q.detach()), z, exact_gradient(f, z))
+
+
+def double_forward(f: Task, z: Tensor, q: Tensor, scale: float = 1000.0) -> Tensor:
+    """Return f(q) + f(z)/N with the gradient of the second term at ``z`` multiplied by N (000 section 3; T15).
+
+    The encoder receives g(z) exactly, the decoder ∂f(q) + ∂f(z)/N: a relative contamination of
+    |∂f(z)|/(N|∂f(q)|), unbounded at an optimum of the decoder. Only the branch through ``z`` is scaled; f runs
+    on both inputs, which a normalisation layer in it will notice.
+
+    Args:
+        f: the task loss.
+        z: latents (N, D), with gradient.
+        q: codes, the same shape.
+        scale: N > 0; a power of two makes the scaling exact.
+
+    Raises:
+        ValueError: if ``scale`` is out of range.
+    """
+    scale = _checks.positive_number("scale", scale)
+    # value z, gradient times N: z + (N - 1)(z - sg z), whose second term is 0
+    amplified = z.detach() + scale * (z - z.detach())
+    return f(q.detach()) + f(amplified) / scale
+
+
+def gradient_gap(f: Task, z: Tensor, estimate: Tensor) -> Tensor:
+    """Return |g(z) - estimate| a latent (N,) (Huh et al. 2023, eq. 14: the unsquared norm)."""
+    return torch.linalg.vector_norm(exact_gradient(f, z) - estimate, dim=-1)

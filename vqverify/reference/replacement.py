@@ -1,0 +1,54 @@
+"""Replacement of unused codes by current latents (Zeghidour et al. 2021; Huh et al. 2023, section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqverify.reference import _checks
+from vqverify.reference.codebooks import broadcast
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Which codes are dead.
+
+    Attributes:
+        lifespan: a code unused for so many training steps in a row is dead; 0 for no such rule.
+        threshold: a code whose moving count N falls below is dead; 0 for no such rule.
+
+    Raises:
+        ValueError: if both are 0, or one is out of range.
+    """
+
+    lifespan: int = 20
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        _checks.positive_int("lifespan", self.lifespan, at_least=0)
+        _checks.number("threshold", self.threshold)
+        if not self.lifespan and not self.threshold:
+            raise ValueError("lifespan must be at least 1 (or threshold greater than 0); both were 0")
+
+    def dead(self, age: Tensor, counts: Tensor | None) -> Tensor:
+        """Return which codes (K,) are dead, by steps since their last use and moving counts."""
+        by_age = age >= self.lifespan if self.lifespan else torch.zeros_like(age, dtype=torch.bool)
+        by_use = counts < self.threshold if self.threshold and counts is not None else False
+        return by_age | by_use
+
+
+def ages(age: Tensor, batch_counts: Tensor) -> Tensor:
+    """Return the steps since each code was used (K,), int64, after a batch with these counts (K,)."""
+    return torch.where(batch_counts > 0, 0, age + 1)
+
+
+def draw_replacements(z: Tensor, number: int) -> Tensor:
+    """Return ``number`` rows of ``z`` (N, D), all different if N suffices. **Stochastic**: global generator.
+
+    With several processes all of them return the rows that the first one drew (T22).
+    """
+    order = torch.randperm(len(z), device=z.device)
+    rows = z[order[torch.arange(number, device=z.device) % max(1, len(z))]]
+    return broadcast(rows.contiguous())
