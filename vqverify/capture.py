@@ -269,7 +269,9 @@ def is_plain(level: Level, leaf: Tensor, z_q: Tensor) -> bool:
     probe = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(leaf)
     same = torch.equal(level.z_c.rows, leaf) and torch.equal(level.q_c.rows, z_q)
     inward = torch.equal(pull(level.z_c.rows, leaf, probe), probe)
-    return same and inward and torch.equal(level.q_c.to_rows(pull(z_q, level.q_c.tensor, probe)), probe)
+    outward = torch.equal(level.q_c.to_rows(pull(z_q, level.q_c.tensor, probe)), probe)
+    around = torch.equal(pull(z_q, leaf, probe), pull(level.q_c.rows, leaf, probe))  # no path but the code's
+    return same and inward and outward and around
 
 
 def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequence[int]) -> tuple[Level, ...]:

@@ -126,7 +126,7 @@ class Layer:
         if books[0].shape[1] == self.domain.dim:
             picks = torch.randint(len(books[0]), (n,), generator=generator)
             spread = books[0].std().clamp_min(1e-3)
-            z = books[0][picks].to(z) + 0.4 * spread * z
+            z = books[0][picks].to(z) + 0.6 * spread * z
         leaf, recorder, call = z.requires_grad_(), capture.Recorder(), self._call(None)
         try:
             with guarded("a recorded pass"), forked(11):
@@ -138,7 +138,10 @@ class Layer:
                 codes = self._codes(raw, call, n, 1)
                 if codes is None or length not in {None, len(recorder.tensors)}:
                     return None
-                return self._judged(capture.locate(recorder.tensors, leaf, codes, books), recorder, leaf, raw, call)
+                located = capture.locate(recorder.tensors, leaf, codes, books)
+                if located is None:  # a layer that quantises after its update returns codes of the new codebook
+                    located = capture.locate(recorder.tensors, leaf, codes, self.codebooks())
+                return self._judged(located, recorder, leaf, raw, call)
         except Violation:
             return None
         finally:

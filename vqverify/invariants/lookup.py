@@ -11,8 +11,8 @@ from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import (
-    Array,
     SAFE,
+    Array,
     View,
     array,
     norms,
@@ -23,7 +23,7 @@ from vqverify.invariants.measure import (
     trait,
     views,
 )
-from vqverify.quantizer import Quantizer
+from vqverify.quantizer import Quantized, Quantizer
 
 MODES = ("train", "eval")
 
@@ -91,10 +91,16 @@ def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
             yield _regret(subject, view, kept, u)
 
 
+def _metric(subject: Quantizer) -> str:
+    """The metric whose law holds: an inner product of codes of any norm is a choice only where it is declared."""
+    finding = subject.traits["metric"]
+    return "euclidean" if finding.value == "dot" and finding.origin == "identified" else str(finding.value)
+
+
 def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
     z, k, book = view.z[kept], view.k[kept], view.codebook
     d = z.shape[1]
-    metric = trait(subject, "metric")
+    metric = _metric(subject)
     if not ((k >= 0) & (k < len(book))).all():
         return holds(condition=False, label="range", message=f"codes {k.min()}..{k.max()} for a codebook of {len(book)}")
     if metric == "euclidean":
@@ -197,35 +203,39 @@ def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Within one call, latents with equal codes have equal z_q, up to the rounding of the estimator."""
-    u = roundoff(subject)
-    z = case.z
-    if len(z) < 2:  # noqa: PLR2004
+    if len(case.z) < 2:  # noqa: PLR2004
         return
-    out = subject.forward(z, train=case.part == "train", seed=case.seed)
+    out = traced(subject, case, train=case.part == "train")
     if out.codes is None:
         return
     _, group = np.unique(out.codes.cpu().numpy(), axis=0, return_inverse=True)
-    rows, latents = array(out.z_q.rows), array(z)
     order = np.argsort(group.ravel(), kind="stable")
     same = np.diff(group.ravel()[order]) == 0
-    if not same.any():
-        return
+    allowed = _spread(subject, case, out)
     a, b = order[:-1][same], order[1:][same]
-    size = norms(rows[a]) + norms(rows[b]) + norms(latents[a]) + norms(latents[b])
-    relative = 64 * (1 + rows.shape[1] / 8) * u * (2 if out.codes.shape[1] == 1 else 2 * out.codes.shape[1])
-    if trait(subject, "estimator") not in {"straight-through", "none"} and case.part == "train":
-        s = np.minimum(_cosine(latents[a], rows[a]), _cosine(latents[b], rows[b]))
-        keep = (s > -0.5) & (np.minimum(norms(latents[a]), norms(latents[b])) > 1e-2)  # noqa: PLR2004
-        a, b, size = a[keep], b[keep], size[keep]
-        relative = relative * 8 + 1e-4
-    scale = max(1.0, float(np.abs(rows).max(initial=0)))
-    if len(a):
-        yield within(norms(rows[a] - rows[b]), relative * (size + scale), "same code", "distance between z_q of latents with equal codes")
+    keep = np.isfinite(allowed[a] + allowed[b])
+    if keep.any():
+        rows = array(out.z_q.rows)
+        error = norms(rows[a] - rows[b])[keep]
+        yield within(error, (allowed[a] + allowed[b])[keep], "same code", "distance between z_q of latents with equal codes")
 
 
-def _cosine(a: Array, b: Array) -> Array:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num((a * b).sum(1) / norms(a) / norms(b), nan=-1.0)
+def _spread(subject: Quantizer, case: Case, out: Quantized) -> Array:
+    """How far z_q of a latent may be from its code by rounding, (N,): the levels' forwards, carried to the output."""
+    u = roundoff(subject)
+    found = list(views(out))
+    d = subject.domain.dim
+    if found and len(found) == out.codes.shape[1]:  # type: ignore[union-attr]
+        carried = sum((forward_bound(subject, view, u) for view in found), start=np.zeros(len(case.z)))
+        size = sum((norms(view.q) + norms(view.z) for view in found), start=np.zeros(len(case.z)))
+        return _gain(subject) * (carried + (d + 8) * u * size)
+    # no levels in sight: codes of a bounded grid, passed straight through, z + sg(q − z), and a projection
+    scale = norms(array(case.z)) + np.sqrt(d) * max(1.0, *(float(norms(e).max()) for e in _books(out)))
+    return _gain(subject) * 8 * (d + 8) * u * scale
+
+
+def _books(out: Quantized) -> list[Array]:
+    return [array(book) for book in out.codebook] or [np.ones((1, 1))] * 2
 
 
 def decoders(subject: Quantizer) -> tuple[str, ...]:
