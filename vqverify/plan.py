@@ -103,13 +103,16 @@ class Plan:
 
 
 def sizes(form: str, n: int, groups: int) -> dict[str, int]:
-    """Length of each axis letter for n latents in `groups` batch entries (H carries the latents of an image)."""
+    """Length of each axis letter for n latents in `groups` batch entries; an image is as square as n allows."""
     each = n // groups if "B" in form else n
     long = next((letter for letter in "NHTW" if letter in form), None)
     found = {letter: 1 for letter in form}
     found |= {"B": groups, "F": n, "1": 1}
     if long is not None:
         found[long] = each
+    if long == "H" and "W" in form:
+        found["W"] = next(width for width in range(max(1, math.isqrt(each)), 0, -1) if each % width == 0)
+        found["H"] = each // found["W"]
     return found
 
 

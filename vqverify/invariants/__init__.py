@@ -3,6 +3,7 @@
 from vqverify.invariants import (  # noqa: F401  (each import registers its rows)
     interface,
     interface_purity,
+    interface_batching,
     lookup,
     estimator,
     rotation,
@@ -11,6 +12,7 @@ from vqverify.invariants import (  # noqa: F401  (each import registers its rows
     update,
     stochastic,
     residual,
+    fsq,
     structure,
     honesty,
 )

@@ -36,7 +36,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def agree(
     subject: Quantizer, case: Case, want: Quantized, got: Quantized, *, train: bool, rows: Tensor | None = None
 ) -> Iterator[Clause]:
-    """Whether a pass gives the codes and values of a reference pass, up to rounding and ties.
+    """Whether a pass gives the codes, values and loss of a reference pass, up to rounding and ties.
 
     Args:
         subject: the layer that made the reference pass; its state is the case's afterwards, if codes differ.
@@ -44,7 +44,8 @@ def agree(
         want: the reference pass.
         got: the pass under test.
         train: mode of the reference pass.
-        rows: row i of `got` belongs to row `rows[i]` of `want`; the same rows by default.
+        rows: row i of `got` belongs to row `rows[i]` of `want`; the same rows by default. Losses are compared
+            where every row has its partner.
     """
     index = np.arange(len(got.z.tensor)) if rows is None else rows.numpy()
     a, b = array(want.z_q.rows)[index], array(got.z_q.rows)
@@ -56,23 +57,28 @@ def agree(
     if not np.isfinite(error).all():
         yield holds(condition=False, label="nonfinite", message="z_q is finite in one of two passes only")
         return
+    drift = np.zeros(len(index))
     if differ.any() or (error > bound).any():
         prepare(subject, case)
         again = subject.forward(want.z.tensor.detach(), train=train, seed=case.seed, trace=True)
         seen = list(views(again))
         if _comparable(subject, want, seen):
-            yield from _regrets(subject, want, got, seen, index)
-            bound = bound + sum((_estimator(subject, view)[index] for view in seen), np.zeros(len(index)))
+            drifts = np.cumsum([np.zeros(len(want.z.tensor)), *(_estimator(subject, view) for view in seen)], axis=0)
+            yield from _regrets(subject, want, got, seen, drifts[:, index], index)
+            drift = drifts[-1][index]
         else:
             loose = ~_stable(subject, case, want)[index]
-            yield holds(not (differ & ~loose).any(), "codes", f"codes differ in {int((differ & ~loose).sum())} rows far from a tie")
+            wrong = int((differ & ~loose).sum())
+            yield holds(not wrong, "codes", f"codes differ in {wrong} rows far from a tie")
             differ = differ | loose
             if trait(subject, "estimator") not in EXACT_VALUE:
-                bound = bound + SAFE * (norms(a) + norms(array(want.z.rows)[index]))
+                drift = SAFE * (norms(a) + norms(array(want.z.rows)[index]))
     else:
         yield holds(condition=True, label="codes", message="")
-    keep = ~differ & np.isfinite(bound)
-    yield within(error[keep], bound[keep], "value", "distance between z_q of the two passes")
+    keep = ~differ & np.isfinite(drift)
+    yield within(error[keep], (bound + drift)[keep], "value", "distance between z_q of the two passes")
+    if keep.all() and len(index) == len(want.z.tensor):
+        yield from _losses(subject, want, got, float(drift.max(initial=0.0)))
 
 
 def _differ(want: Quantized, got: Quantized, index: NDArray[np.int64]) -> Flags:
@@ -95,11 +101,13 @@ def value_bound(subject: Quantizer, want: Quantized) -> Array:
 
 
 def _estimator(subject: Quantizer, view: View) -> Array:
-    """What the estimator's forward may add; inf where no law is claimed."""
+    """What the estimator's forward may add to the value of a level; inf where no law is claimed."""
+    u = roundoff(subject)
+    rounding = 4 * u * (norms(view.z) + norms(view.q))
     if trait(subject, "estimator") in EXACT_VALUE:
-        return np.zeros(len(view.z))
-    relative = rotation_law_bound(view.z, view.q, roundoff(subject))
-    return np.where(relative < SAFE, relative * norms(view.q), np.inf)
+        return rounding
+    relative = rotation_law_bound(view.z, view.q, u)
+    return np.where(relative < SAFE, relative * norms(view.q) + rounding, np.inf)
 
 
 def _comparable(subject: Quantizer, want: Quantized, seen: list[View]) -> bool:
@@ -107,23 +115,32 @@ def _comparable(subject: Quantizer, want: Quantized, seen: list[View]) -> bool:
     return known and want.codes is not None and len(seen) == want.codes.shape[1]
 
 
-def _regrets(subject: Quantizer, want: Quantized, got: Quantized, seen: list[View], index: NDArray[np.int64]) -> Iterator[Clause]:
-    """At the first level where codes differ, both were equally near up to rounding."""
+def _regrets(
+    subject: Quantizer, want: Quantized, got: Quantized, seen: list[View], drifts: Array, index: NDArray[np.int64]
+) -> Iterator[Clause]:
+    """At the first level where codes differ, both were equally near up to rounding.
+
+    `drifts` is what the estimators of the levels before may have moved the latent by, (L + 1, N).
+    """
     assert want.codes is not None
     assert got.codes is not None
+    first, second = want.codes.cpu().numpy()[index], got.codes.cpu().numpy()
     open_ = np.ones(len(index), bool)
-    for view in seen:
-        a, b = (codes[:, view.index].cpu().numpy() for codes in (want.codes[torch.from_numpy(index)], got.codes))
-        here = open_ & (a != b)
-        open_ &= ~here
-        if not here.any():
+    for view, drift in zip(seen, drifts, strict=False):
+        a, b = first[:, view.index], second[:, view.index]
+        here = open_ & (a != b) & np.isfinite(drift)
+        open_ &= (a == b) & np.isfinite(drift)
+        a, b = a[here], b[here]
+        if not len(a):
             continue
-        if min(a[here].min(), b[here].min()) < 0 or max(a[here].max(), b[here].max()) >= len(view.codebook):
-            yield holds(condition=False, label="codes", message=f"codes of level {view.index} are dropped or out of range in one pass")
+        if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) >= len(view.codebook):
+            text = f"codes of level {view.index} are dropped or out of range in one of the passes"
+            yield holds(condition=False, label="codes", message=text)
             return
-        z = view.z[index][here]
-        gap, bound = _gap(trait(subject, "metric"), z, view.codebook[a[here]], view.codebook[b[here]], roundoff(subject))
-        yield within(gap, bound + tiny(subject), "codes", f"what the other code of level {view.index} is nearer by")
+        e, f = view.codebook[a], view.codebook[b]
+        gap, bound = _gap(trait(subject, "metric"), view.z[index][here], e, f, roundoff(subject))
+        bound = bound + 2 * drift[here] * norms(e - f) + tiny(subject)
+        yield within(gap, bound, "codes", f"what the other code of level {view.index} is nearer by")
 
 
 def _gap(metric: str, z: Array, a: Array, b: Array, u: float) -> tuple[Array, Array]:
@@ -159,16 +176,16 @@ def _stable(subject: Quantizer, case: Case, want: Quantized) -> Flags:
     return stands
 
 
-def losses_agree(subject: Quantizer, want: Quantized, got: Quantized, message: str) -> Iterator[Clause]:
+def _losses(subject: Quantizer, want: Quantized, got: Quantized, drift: float) -> Iterator[Clause]:
     """Whether two passes over the same latents have the same loss, up to the order of summation."""
     if want.loss is None or got.loss is None or [x.shape for x in want.losses] != [x.shape for x in got.losses]:
         return
-    a, b = (float(out.loss.detach().double()) for out in (want, got) if out.loss is not None)
-    if not np.isfinite(a):
-        return  # loss rows judge the value itself
-    size = float(magnitude(subject, want).max(initial=0.0)) ** 2
-    n, d = want.z.tensor.shape
-    yield within(abs(a - b), STEPS * (n + d) * roundoff(subject) * (abs(a) + size), "loss", message)
+    a, b = float(want.loss.detach().double()), float(got.loss.detach().double())
+    if np.isfinite(a):  # rows of loss judge the value itself
+        size = float(magnitude(subject, want).max(initial=0.0))
+        n, d = want.z.tensor.shape
+        bound = STEPS * (n + d) * roundoff(subject) * (abs(a) + size**2) + 4 * size * drift
+        yield within(abs(a - b), bound, "loss", "difference of the losses of the two passes")
 
 
 def learnt(subject: Quantizer) -> tuple[Tensor, ...]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from vqverify.bounds import Clause, holds
-from vqverify.case import Case
+from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
-from vqverify.invariants.agreement import same
-from vqverify.invariants.interface import CORNERS, SOURCE
-from vqverify.quantizer import Quantizer
+from vqverify.invariants.agreement import agree, same
+from vqverify.invariants.interface import CORNERS, SOURCE, backward, modes
+from vqverify.invariants.measure import trait
+from vqverify.quantizer import Quantized, Quantizer
+
+DRAWS = {"gumbel", "noise", "sampled"}  # estimators that put randomness into the value
 
 
 def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
@@ -62,3 +68,122 @@ def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(torch.equal(a.codes, b.codes), "codes", "two eval calls gave different codes")
     for first, second in zip(a.losses, b.losses, strict=False):
         yield holds(same(first.detach(), second.detach()), "loss", f"two eval calls gave losses {first} and {second}")
+
+
+@invariant(
+    "interface.input_unchanged", kind="contract", source=SOURCE, parts=modes, corners=CORNERS,
+    mutants=("normalises_in_place", "adds_in_place"),
+    hint="z.div_(norm), z += ... and out=z write into the encoder's output; work on a copy.",
+)
+def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Forward and backward leave the latents that were handed in as they were."""
+    train = case.part == "train"
+    for grad in (True, False):
+        handed: list[tuple[Tensor, Tensor]] = []
+
+        def keep(call: Callable[[Tensor], Any], x: Tensor, handed: list[tuple[Tensor, Tensor]] = handed) -> Any:
+            z = x * 1  # what an encoder returns: no leaf, so that autograd forbids no writing
+            handed.append((z, z.detach().clone()))
+            return call(z)
+
+        out = subject.forward(case.z, train=train, seed=case.seed, grad=grad, via=keep)
+        backward(out, case.g)
+        for z, before in handed:
+            yield holds(same(z.detach(), before), "written", "a pass wrote into the latents that it was given")
+
+
+@invariant(
+    "interface.no_alias", kind="contract", source=SOURCE, parts=lambda _: ("z_q", "codes", "loss"), corners=CORNERS,
+    mutants=("returns_view", "returns_cache"),
+    hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the next call.",
+)
+def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Writing into what a pass returned changes neither the state nor a later result."""
+    first = subject.forward(case.z, train=False, seed=case.seed, grad=False)
+    value, codes, losses = _copies(first)
+    for train in (True, False):
+        out = subject.forward(case.z, train=train, seed=case.seed, grad=False)
+        before = subject.state()
+        for tensor in _returned(out, case.part):
+            _overwrite(tensor)
+        moved = _moved(before, subject.state())
+        yield holds(not moved, "state", f"writing into the returned {case.part} changed {', '.join(moved[:4])}")
+        prepare(subject, case) if train else None
+    again = subject.forward(case.z, train=False, seed=case.seed, grad=False)
+    yield holds(same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q")
+    if codes is not None and again.codes is not None:
+        yield holds(same(again.codes, codes), "codes", f"writing into the returned {case.part} changed the next codes")
+    for a, b in zip(again.losses, losses, strict=False):
+        yield holds(same(a, b), "loss", f"writing into the returned {case.part} changed the next loss")
+
+
+def _copies(out: Quantized) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    codes = None if out.codes is None else out.codes.clone()
+    return out.z_q.tensor.detach().clone(), codes, [loss.detach().clone() for loss in out.losses]
+
+
+def _returned(out: Quantized, part: str | None) -> list[Tensor]:
+    """The very tensors that the layer handed out."""
+    if part == "z_q":
+        return [out.z_q.tensor]
+    if part == "loss":
+        return list(out.losses)
+    leaves = pytree.tree_leaves(out.raw)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_floating_point()]
+
+
+def _overwrite(tensor: Tensor) -> None:
+    with contextlib.suppress(RuntimeError):  # memory that refuses to be written (an expanded tensor) protects itself
+        tensor.data.fill_(7)
+
+
+@invariant(
+    "interface.graph_free", kind="contract", source=SOURCE, state="both", corners=("single", "on-code"),
+    mutants=("moments_with_graph", "keeps_latents"),
+    hint="detach before you accumulate: a buffer with its graph keeps every batch alive and breaks the second backward.",
+)
+def graph_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """After a step no buffer or attribute carries an autograd graph."""
+    out = subject.forward(case.z, train=True, seed=case.seed, via=lambda f, x: f(x * 1))
+    backward(out, case.g)
+    carrying = [name for name, tensor in _held(subject.module) if tensor.grad_fn is not None]
+    yield holds(not carrying, "graph", f"after a step {', '.join(carrying[:4])} still carries a graph")
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a module keeps: state, attributes, and what lies in containers."""
+    for prefix, child in module.named_modules():
+        for name, value in child.__dict__.items():
+            if name != "_modules":
+                for leaf in pytree.tree_leaves(value):
+                    if isinstance(leaf, Tensor):
+                        yield (f"{prefix}.{name}" if prefix else name), leaf
+
+
+def no_grad_parts(subject: Quantizer) -> tuple[str, ...]:
+    """Eval under no_grad and inference_mode; train where it is deterministic, estimator and all."""
+    same_in_train = trait(subject, "deterministic", default=True) and trait(subject, "estimator") not in DRAWS
+    return ("eval", "inference_mode", *(("train",) if same_in_train else ()))
+
+
+@invariant(
+    "interface.no_grad_same", kind="contract", source="theory T14 (forward invariance)", state="both", parts=no_grad_parts,
+    corners=CORNERS, mutants=("rotates_value_with_grad", "frozen_when_no_grad"),
+    hint="the estimator may only change gradients: a value that depends on requires_grad or is_grad_enabled is another layer.",
+)
+def no_grad_same(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Results under no_grad, and in eval under inference_mode, are those with gradients, up to the estimator's rounding."""
+    train = case.part == "train"
+    want = subject.forward(case.z, train=train, seed=case.seed)
+    prepare(subject, case)
+    if case.part == "inference_mode":
+        got = subject.forward(case.z, train=False, seed=case.seed, grad=False, via=_inferring)
+    else:
+        got = subject.forward(case.z, train=train, seed=case.seed, grad=False)
+    yield from agree(subject, case, want, got, train=train)
+
+
+def _inferring(call: Callable[[Tensor], Any], x: Tensor) -> Any:
+    with torch.inference_mode():
+        raw = call(x)
+    return pytree.tree_map_only(Tensor, torch.clone, raw)
