@@ -105,6 +105,8 @@ def run(job: Job, open_subject: OpenSubject) -> Outcome:
 
 def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
     """Check one row on a subject, every case of it."""
+    if job.profile.name not in row.profiles:
+        return Outcome((_result(row, job, "n/a", reason=f"checked in {' and '.join(row.profiles)} only"),), {})
     verdict = applicability(row, subject.traits)
     if verdict.verdict != "applies":
         return Outcome((_result(row, job, verdict.verdict, reason=verdict.reason),), {})
@@ -248,9 +250,9 @@ def _digest(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 
-def _result(row: Invariant, job: Job, status: str, **values: object) -> Result:
+def _result(row: Invariant, job: Job, status: str, case: str | None = None, **values: object) -> Result:
     return Result(
-        invariant=row.id, status=status, kind=row.kind, mode=row.mode, state=row.state,  # type: ignore[arg-type]
+        invariant=row.id, status=status, kind=row.kind_of(case), mode=row.mode, state=row.state, case=case,  # type: ignore[arg-type]
         statement=row.statement, source=row.source, hint=row.hint, seed=job.seed, **values,  # type: ignore[arg-type]
     )
 

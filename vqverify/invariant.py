@@ -46,6 +46,8 @@ class Invariant:
         check: (subject, case) -> clauses; a check that yields nothing found its hypotheses unmet.
         parts: the cases of the row for a subject.
         corners: names of the pinned inputs (`vqverify.strategies.CORNERS`).
+        hardening: patterns of cases that are hardening, whatever the kind of the row.
+        profiles: in which the row is checked; elsewhere it is n/a.
     """
 
     id: str
@@ -61,6 +63,13 @@ class Invariant:
     check: Check
     parts: Callable[[Quantizer], Iterable[str | None]]
     corners: tuple[str, ...]
+    hardening: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ("quick", "merge", "nightly")
+
+    def kind_of(self, part: str | None) -> Kind:
+        """The kind of one case of the row."""
+        harder = part is not None and any(fnmatch.fnmatchcase(part, pattern) for pattern in self.hardening)
+        return "hardening" if harder else self.kind
 
 
 _REGISTRY: dict[str, Invariant] = {}
@@ -79,6 +88,8 @@ def invariant(
     follows: tuple[str, ...] = (),
     parts: Callable[[Quantizer], Iterable[str | None]] = no_parts,
     corners: tuple[str, ...] = ("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "parallel"),
+    hardening: tuple[str, ...] = (),
+    profiles: tuple[str, ...] = ("quick", "merge", "nightly"),
 ) -> Callable[[Check], Check]:
     """Register a check; its docstring is the statement.
 
@@ -91,8 +102,9 @@ def invariant(
             raise ValueError(f"invariant {id_!r} is registered twice")
         statement = " ".join((inspect.getdoc(check) or "").split())
         _REGISTRY[id_] = Invariant(
-            id_, statement, source, kind, mode, state, needs, mutants, hint, follows, check, parts, corners
-        )
+            id_, statement, source, kind, mode, state, needs, mutants, hint, follows, check, parts, corners,
+            hardening, profiles,
+        )  # fmt: skip
         return check
 
     return register
@@ -137,7 +149,8 @@ def applicability(row: Invariant, traits: Mapping[str, Finding]) -> Applicabilit
     """Derive it from the row's needs: `name`, `!name`, `name=a|b`, `name!=a|b`.
 
     An unknown trait makes the row `undetermined`, with the evidence that was not enough; a trait with another
-    value makes it `n/a`. `n/a` wins: a row that does not apply need not be decided.
+    value makes it `n/a`. `n/a` wins: a row that does not apply need not be decided. `name!=a|b` excludes only
+    what is known to be a or b: what is unknown is checked.
     """
     open_question = ""
     for need in row.needs:
@@ -152,6 +165,8 @@ def applicability(row: Invariant, traits: Mapping[str, Finding]) -> Applicabilit
 def _judge(need: str, traits: Mapping[str, Finding]) -> tuple[str, str]:
     name, negated, values = _parse(need)
     finding = traits.get(name)
+    if values and negated and (finding is None or finding.value is None):
+        return "applies", ""
     if finding is None or finding.value is None:
         evidence = finding.evidence if finding else "nothing was found out about it"
         return "undetermined", f"{name} is unknown: {evidence}"
