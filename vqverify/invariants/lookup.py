@@ -52,7 +52,8 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
 
 
 @invariant(
-    "lookup.forward_is_code", source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "hard"), state="both", parts=both_modes,
+    "lookup.forward_is_code", source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "estimator!=softmax|noise|other"), state="both",
+    parts=both_modes,
     mutants=("rotation_forward_unscaled", "soft_mixture", "quantise_after_update"),
     hint="the estimator must leave the value alone: q + J(z − sg z) does, and λRz does only with λ; the code comes from the "
     "codebook before the update.",
@@ -197,7 +198,8 @@ def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "lookup.code_determines", source="definition of a quantizer", needs=("codes", "hard"), parts=both_modes,
+    "lookup.code_determines", source="definition of a quantizer", needs=("codes", "estimator!=softmax|noise|other"),
+    parts=both_modes,
     mutants=("noise_after_index", "soft_mixture"), state="both",
     hint="everything after the index must be a function of the index: no noise, no mixture, and all levels in the index.",
 )

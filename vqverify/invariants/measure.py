@@ -28,11 +28,13 @@ def trait(subject: Quantizer, name: str, default: Any = None) -> Any:
 
 
 def roundoff(subject: Quantizer) -> float:
-    """Unit roundoff u of the precision in which the layer computes (it may hide a `.float()`)."""
-    name = str(trait(subject, "effective_precision", "")).removeprefix("torch.")
-    found = getattr(torch, name, None)
-    hidden = unit_roundoff(found) if isinstance(found, torch.dtype) and found.is_floating_point else 0.0
-    return max(hidden, unit_roundoff(subject.domain.dtype))
+    """Unit roundoff u of the precision in which the layer computes.
+
+    A float64 layer may hide a `.float()`, which `interface.precision` reports; then bounds are single precision's.
+    A lower precision is never assumed: a float32 layer that computes in bfloat16 is what the bounds are there to find.
+    """
+    hidden = subject.domain.dtype == torch.float64 and "float32" in str(trait(subject, "effective_precision", ""))
+    return unit_roundoff(torch.float32 if hidden else subject.domain.dtype)
 
 
 def array(rows: Tensor) -> Array:

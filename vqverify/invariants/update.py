@@ -231,7 +231,7 @@ def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.uses_old_codes", source="001 §5.4; 002 eq. 3-5", needs=(*EMA, "hard"), state="both", mutants=("quantise_after_update",),
+    "update.uses_old_codes", source="001 §5.4; 002 eq. 3-5", needs=EMA, state="both", mutants=("quantise_after_update",),
     hint="look the codes up, return them, then update: a z_q from the updated codebook is not what the encoder was quantised to.",
     corners=("single", "unit"),
 )
