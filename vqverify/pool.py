@@ -6,36 +6,39 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as Late
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pebble import ProcessExpired, ProcessPool
 
-from vqverify import engine
+from vqverify import engine, opening
+from vqverify.expected import Entry
 from vqverify.invariant import registry
 from vqverify.quantizer import Spec
-from vqverify.report import Result, dumps
+from vqverify.report import dumps
 from vqverify.subject import open_subject
 
 if TYPE_CHECKING:
     from vqverify.layer import Layer
 
-# Each worker opens the subject once; specs hold dicts, so they are remembered by what they say.
-_opened: dict[str, Any] = {}
+_kept: dict[str, Layer] = {}  # what a worker has opened, by its spec: specs hold dicts, which are no keys
 
 
 def outcomes(
     jobs: Sequence[engine.Job], workers: int, timeout: float | None, left: Callable[[], float | None]
 ) -> Iterator[tuple[engine.Job, engine.Outcome]]:
-    """Run jobs in worker processes; yields each with its outcome, in the order given.
+    """Run jobs in worker processes.
 
     Args:
         jobs: what to run, one row each.
         workers: how many processes.
         timeout: seconds that one job may take, the start of a worker and the opening of the subject included.
         left: seconds of the budget that are left, None without a budget.
+
+    Yields:
+        Each job with its outcome, in the order given; it ends early when the budget is spent.
     """
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPool(max_workers=workers, context=context)
+    pool = _pool(workers)
     try:
         futures = [(job, pool.schedule(_run, args=(job,), timeout=timeout)) for job in jobs]
         for job, future in futures:
@@ -44,10 +47,10 @@ def outcomes(
                 yield job, future.result(timeout=None if seconds is None else max(seconds, 0))
             except Late:
                 if not future.done():
-                    return  # the budget is spent
+                    return
                 yield job, _error(job, f"timed out after {timeout:g} s")
             except ProcessExpired as died:
-                yield job, _error(job, f"the process died (exit code {died.exitcode})")
+                yield job, _error(job, _died(died))
             except Exception as error:  # noqa: BLE001  (what a worker cannot even start is an error of its row)
                 yield job, _error(job, f"{type(error).__name__}: {error}")
     finally:
@@ -55,23 +58,50 @@ def outcomes(
         pool.join()
 
 
+def opened(spec: Spec, entries: Sequence[Entry], timeout: float | None) -> opening.Opened:
+    """Open a subject in a worker, only to learn what it is; a subject that kills the worker is `broken`.
+
+    Raises:
+        Exception: as `opening.opened`.
+    """
+    pool = _pool(1)
+    try:
+        return pool.schedule(_describe, args=(spec, tuple(entries)), timeout=timeout).result()
+    except Late:
+        return opening.Opened(broken=f"opening it timed out after {timeout:g} s")
+    except ProcessExpired as died:
+        return opening.Opened(broken=f"while it was opened, {_died(died)}")
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _pool(workers: int) -> ProcessPool:
+    return ProcessPool(
+        max_workers=workers, context=multiprocessing.get_context("spawn")
+    )  # torch does not survive a fork
+
+
+def _died(died: ProcessExpired) -> str:
+    return f"the process died (exit code {died.exitcode})"
+
+
+def _describe(spec: Spec, entries: Sequence[Entry]) -> opening.Opened:
+    return replace(opening.opened(spec, entries), subject=None)
+
+
 def _run(job: engine.Job) -> engine.Outcome:
     return engine.run(job, _open)
 
 
 def _open(spec: Spec) -> Layer:
-    key = dumps(spec.__dict__)
-    if key not in _opened:
+    key = dumps(vars(spec))
+    if key not in _kept:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _opened[key] = open_subject(spec)
-    return _opened[key]
+            _kept[key] = open_subject(spec)
+    return _kept[key]
 
 
 def _error(job: engine.Job, reason: str) -> engine.Outcome:
-    row = registry()[job.ids[0]]
-    result = Result(
-        row.id, "error", row.kind, row.mode, row.state, reason=reason, statement=row.statement, source=row.source,
-        hint=row.hint, seed=job.seed,
-    )  # fmt: skip
-    return engine.Outcome((result,), {})
+    return engine.Outcome((opening.unchecked(registry()[job.ids[0]], "error", reason, job.seed),), {})

@@ -111,7 +111,7 @@ class SubjectCheck:
         from vqverify.report import DECISIVE_GROUPS
 
         run = self._subject.run
-        verdicts = {row.id: applicability(row, run.subject.traits) for row in run.rows}
+        verdicts = {row.id: applicability(row, run.opened.traits) for row in run.rows}
         lost = sorted(self._pinned - {id_ for id_, found in verdicts.items() if found.verdict == "applies"})
         if lost:
             reasons = [

@@ -44,6 +44,11 @@ class Request:
     jobs: int = 1
     timeout: float | None = None
 
+    @property
+    def isolated(self) -> bool:
+        """Whether rows run in processes of their own."""
+        return self.jobs > 1 or self.timeout is not None
+
     def described(self) -> dict[str, Any]:
         """What the report keeps of it: two runs with the same description make the same rows."""
         profile = profile_called(self.profile)
