@@ -155,6 +155,7 @@ def _evidence(found: list[Candidate]) -> dict[str, str]:
     constant = "piecewise constant" if best.constant >= 0.9 else f"NOT piecewise constant ({best.constant:.0%} of latents)"
     value = dict(best.returned)[best.z_q.path]
     finite = "" if bool(value.isfinite().all()) else ", NOT finite"
+    finite += "" if best.repeats else ", two equal calls differ"
     reached = "a gradient reaches z" if best.attached else "no gradient reaches z"
     return {"layout": text, "z_q": f"{place} of shape {tuple(value.shape)}: {constant}{finite}, {reached}"}
 

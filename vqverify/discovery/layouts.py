@@ -36,6 +36,7 @@ class Candidate:
         constant: share of latents whose z_q stays under a tiny change of z.
         attached: a gradient reaches z from it in train mode.
         codes: number of integer outputs with one entry a latent.
+        repeats: two equal calls from one state and seed give the same.
         warm: judged after training passes, because latents leaked before them.
     """
 
@@ -49,6 +50,7 @@ class Candidate:
     constant: float
     attached: bool
     codes: int
+    repeats: bool
     warm: bool = False
 
     def rank(self) -> tuple[object, ...]:
@@ -140,8 +142,10 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
         return (leak[index] > 0, hot and len(outputs) > 1, same, constant[index] < 0.9, not attached[index], index)
 
     best = min(range(len(outputs)), key=order)
+    again = dict(trial.run(where.put(x), train=train) or ()).get(outputs[best].path)
+    repeats = again is not None and again.shape == table[outputs[best].path].shape and not differs(again, table[outputs[best].path], 0.0).any()
     return Candidate(
-        where, x, returned, outputs[best], train, leak[best], reach[best], constant[best], attached[best], codes
+        where, x, returned, outputs[best], train, leak[best], reach[best], constant[best], attached[best], codes, repeats
     )
 
 
