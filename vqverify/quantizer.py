@@ -228,7 +228,7 @@ class Quantizer(Protocol):
         """The whole state of the layer, opaque."""
         ...
 
-    def restore(self, state: Any = None) -> None:
+    def restore(self, state: Any = None, /) -> None:
         """Back to a snapshot; None: as built and warmed up."""
         ...
 
