@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,22 @@ def open_subject(spec: Spec, *, obj: Any = None) -> Layer:
     Raises:
         TargetError: if it cannot be imported, built or called; the message is for the user.
     """
-    target = load(spec.target) if obj is None else obj
+    with _one_thread():
+        return _open(spec, load(spec.target) if obj is None else obj)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hundreds of tiny passes: a second thread would only wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _open(spec: Spec, target: Any) -> Layer:
     adapter = _adapter(spec, target)
     factory = make_factory(spec, target)
     module = factory({}, spec.seed)
