@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from vqverify.witness import Witness
 
 _HOME = {
-    "Domain": "quantizer", "Finding": "quantizer", "Invariant": "invariant", "Quantized": "quantizer", "Quantizer": "quantizer",
-    "Report": "report", "Result": "report", "Spec": "quantizer", "Violation": "bounds", "Witness": "witness",
-    "check_quantizer": "api", "open_subject": "subject", "parametrize_with_invariants": "pytest_plugin", "within": "bounds",
+    "Domain": "quantizer", "Finding": "quantizer", "Invariant": "invariant", "Quantized": "quantizer",
+    "Quantizer": "quantizer", "Report": "report", "Result": "report", "Spec": "quantizer",
+    "Violation": "bounds", "Witness": "witness", "check_quantizer": "api", "open_subject": "subject",
+    "parametrize_with_invariants": "pytest_plugin", "within": "bounds",
 }  # fmt: skip
 
-__all__ = [  # noqa: RUF022  (types, then functions)
-    "Domain", "Finding", "Invariant", "Quantized", "Quantizer", "Report", "Result", "Spec", "Violation", "Witness",
-    "check_quantizer", "open_subject", "parametrize_with_invariants", "within",
+__all__ = [
+    "Domain", "Finding", "Invariant", "Quantized", "Quantizer", "Report", "Result", "Spec", "Violation",
+    "Witness", "check_quantizer", "open_subject", "parametrize_with_invariants", "within",
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Expected failures: each with a reason and a witness, which is replayed before it is believed.
 
-A file of them is TOML, one `[[expected]]` table an entry. The search goes on past an expected failure, so that
-another label on the same row is a new failure; once the witness passes, the entry is `fixed` and fails the run.
+A file of them is TOML, one `[[expected]]` table an entry. The search goes on past an expected failure, so
+that another label on the same row is a new failure; once the witness passes, the entry is `fixed` and fails
+the run.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _apply(results: list[Result], entry: Entry, verdict: Verdict) -> list[Result
             for i, r in enumerate(results)
         ]
     if mine:
-        renew = "the witness that was expected to fail passes, another input fails in the same way: renew the entry"
+        renew = "the expected witness passes, another input fails in the same way: renew the entry"
         return [replace(r, reason=renew) if i in mine else r for i, r in enumerate(results)]
     place = next(i for i, r in enumerate(results) if r.invariant == entry.invariant)
     row = registry()[entry.invariant]

@@ -86,6 +86,6 @@ def _plain(value: Any) -> Any:
 def unchecked(row: Invariant, status: Status, reason: str, seed: int) -> Result:
     """The result of a row that was never looked at."""
     return Result(
-        row.id, status, row.kind, row.mode, row.state, reason=reason, statement=row.statement, source=row.source,
-        hint=row.hint, seed=seed,
+        row.id, status, row.kind, row.mode, row.state, reason=reason, statement=row.statement,
+        source=row.source, hint=row.hint, seed=seed,
     )  # fmt: skip

@@ -11,8 +11,10 @@ from vqverify.runner import check as run
 from vqverify.target import TargetError
 
 HERE = str(Path(__file__).parents[1] / "miniatures.py")
-ROWS = ("interface.runs", "interface.shapes", "interface.eval_*", "interface.generators", "lookup.nearest",
-        "lookup.forward_is_code", "lookup.code_determines", "estimator.jacobian", "estimator.finite", "honesty.traits")  # fmt: skip
+ROWS = (
+    "interface.runs", "interface.shapes", "interface.eval_*", "interface.generators", "lookup.nearest",
+    "lookup.forward_is_code", "lookup.code_determines", "estimator.jacobian", "estimator.finite", "honesty.*",
+)  # fmt: skip
 
 
 def check(name, only=ROWS, **more):

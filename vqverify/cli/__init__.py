@@ -1,6 +1,7 @@
 """The command line: a door to `vqverify.runner`, without logic of its own.
 
-Command modules import nothing heavy at their top, so that `vqverify --help` answers before torch would be loaded.
+Command modules import nothing heavy at their top, so that `vqverify --help` answers before torch would
+be loaded.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def group() -> None:
     vqverify check my_vq.py:MyVQ --kw dim=8   a class in a file
     vqverify check pkg.mod:Class --json F     a class of an installed package
 
-    Exit codes: 0 every statement held, 1 something failed, 2 the command line or the layer's construction is wrong,
-    3 the harness could not judge a row.
+    Exit codes: 0 every statement held, 1 something failed, 2 the command line or the layer's construction
+    is wrong, 3 the harness could not judge a row.
     """  # noqa: D301  (click keeps the layout of a paragraph that starts with a backspace)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +145,7 @@ def _drive(run: Run, json_file: Path | None) -> None:
 
 
 @contextmanager
-def _terminating() -> Iterator[None]:
+def _terminating() -> Generator[None]:
     """Let a polite kill end the run as Ctrl-C does: with a report."""
 
     def stop(*_: object) -> None:
@@ -159,7 +159,7 @@ def _terminating() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
+def _progress(total: int) -> Generator[Callable[[str], None]]:
     """A bar on stderr where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -77,7 +77,7 @@ def show(report: Report, saved: Path | None = None) -> None:
 
 
 def printed(what: RenderableType) -> None:
-    """Print: in colour on a terminal; where it is piped plain, 100 columns wide and without trailing blanks."""
+    """Print: in colour on a terminal; plain, 100 columns wide and without trailing blanks elsewhere."""
     from rich.console import Console
 
     console = Console(highlight=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -87,8 +87,8 @@ def kinds(text: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def refusing(*, traceback: bool) -> Iterator[None]:
-    """Turn what is the user's to mend into one sentence and exit 2; with `traceback`, show where it comes from."""
+def refusing(*, traceback: bool) -> Generator[None]:
+    """Turn what is the user's to mend into one sentence and exit 2; `traceback` shows where it comes from."""
     from vqverify.claims import ClaimError
     from vqverify.expected import ExpectationError
     from vqverify.invariant import UnknownInvariantError
@@ -115,8 +115,12 @@ def refusing(*, traceback: bool) -> Iterator[None]:
         refuse(str(error))
 
 
+class _Refusal(click.ClickException):
+    """What is the user's to mend."""
+
+    exit_code = 2
+
+
 def refuse(sentence: str) -> NoReturn:
     """Exit 2 with a sentence."""
-    error = click.ClickException(sentence)
-    error.exit_code = 2
-    raise error
+    raise _Refusal(sentence)

@@ -9,7 +9,7 @@ from vqverify.report import Report, Result
 
 
 def render(report: Report) -> str:
-    """A whole page."""
+    """Fill in the page."""
     loader = jinja2.PackageLoader("vqverify.render")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -24,7 +24,8 @@ def render(report: Report) -> str:
         return list(witness.lines(found)) if found else []
 
     return environment.get_template("report.html.j2").render(
-        report=report, program=program, grouped=words.grouped, failures=words.failures, verdict=words.verdict(report),
+        report=report, program=program, grouped=words.grouped, failures=words.failures,
+        verdict=words.verdict(report),
         worst=words.worst(results), examples=sum(result.examples for result in results), command=words.command,
         seconds=sum(subject.seconds for subject in report.subjects),
     )  # fmt: skip

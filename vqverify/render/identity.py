@@ -58,7 +58,8 @@ def _table(identified: Mapping[str, Any], *, fold: bool) -> Table:
 def render(data: Mapping[str, Any]) -> RenderableType:
     """Everything that `vqverify identify` knows."""
     domain = data["domain"]
-    takes = f"takes latents of D = {domain['dim']} in {domain['dtype'].removeprefix('torch.')}, laid out as {', '.join(domain['layouts'])}"
+    dtype, layouts = domain["dtype"].removeprefix("torch."), ", ".join(domain["layouts"])
+    takes = f"takes latents of D = {domain['dim']} in {dtype}, laid out as {layouts}"
     least = f", at least {domain['min_n']}" if domain["min_n"] > 1 else ""
     parts: list[RenderableType] = [
         Rule(Text(data["name"], "bold"), align="left", style="blue"),

@@ -169,6 +169,8 @@ def _reasons(status: str, style: str, results: Iterable[Result]) -> Iterator[Ren
 def _summary(report: Report, saved: Path | None) -> Iterator[RenderableType]:
     yield Rule(style="blue")
     yield Text(words.summary(report), "bold")
+    if report.witnesses and saved is None:
+        yield Text("--json REPORT.json keeps the witnesses for replay", "dim")
     if not report.complete:
         yield Text(
             "not complete: the run was cut short; --resume goes on from its JSON report", "bold yellow"

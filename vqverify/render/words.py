@@ -33,7 +33,7 @@ def failures(subject: SubjectReport) -> list[Result]:
 
 
 def grouped(failed: Sequence[Result]) -> list[tuple[Result, list[Result]]]:
-    """Causes, each with what belongs to it: further cases and labels of its row, and rows that follow from it."""
+    """Causes, each with what belongs to it: more cases and labels of its row, and rows that follow from it."""
     ids = {result.invariant for result in failed}
     home: dict[str, str] = {}
     for result in failed:
@@ -83,7 +83,8 @@ def verdict(report: Report) -> str:
     code = report.exit_code
     meaning = EXIT_MEANING.get(code, "unknown")
     if code == 0 and report.counts["failed"]:
-        meaning = f"what must hold does; failures count for {', '.join(report.profile.get('fail_on', ())) or 'no kind'}"
+        kinds = ", ".join(report.profile.get("fail_on", ())) or "no kind"
+        meaning = f"what must hold does; failures count for {kinds}"
     return f"exit {code}: {meaning}"
 
 
