@@ -200,6 +200,7 @@ def _worst(*margins: float | None) -> float | None:
 
 
 def _inputs(row: Invariant, subject: Quantizer, job: Job, part: str | None) -> Iterator[Case]:
+    subject.restore()  # another case of the row may have left it anyhow
     frame = strategies.frame(subject)
     if row.mode in {"statistical", "process"}:
         table = next(strategies.mass(frame, "fresh"))
