@@ -59,17 +59,32 @@ def _same(a: Case, b: Case) -> bool:
 
 
 def _simpler_state(case: Case, test: Fails, min_n: int) -> Case:
+    """The layer as built, no history, seed 0: whatever of it the failure does not need."""
     del min_n
-    candidates = [replace(case, codebook=None), replace(case, history=()), replace(case, seed=0)]
-    candidates += [replace(case, history=case.history[:i] + case.history[i + 1 :]) for i in range(len(case.history))]
-    for candidate in candidates:
-        smaller = len(candidate.history) < len(case.history) or (candidate.codebook is None) != (case.codebook is None)
-        if (smaller or candidate.seed != case.seed) and test(candidate):
-            case = replace(
-                case, codebook=candidate.codebook, seed=candidate.seed,
-                history=candidate.history if len(candidate.history) < len(case.history) else case.history,
-            )
+    for simpler in (_as_built, _no_history, _seed_zero):
+        candidate = simpler(case)
+        if candidate is not case and test(candidate):
+            case = candidate
+    index = 0
+    while index < len(case.history):
+        shorter = replace(case, history=case.history[:index] + case.history[index + 1 :])
+        if test(shorter):
+            case = shorter
+        else:
+            index += 1
     return case
+
+
+def _as_built(case: Case) -> Case:
+    return case if case.codebook is None else replace(case, codebook=None)
+
+
+def _no_history(case: Case) -> Case:
+    return replace(case, history=()) if case.history else case
+
+
+def _seed_zero(case: Case) -> Case:
+    return replace(case, seed=0) if case.seed else case
 
 
 def _fewer_rows(case: Case, test: Fails, min_n: int) -> Case:
