@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -184,20 +184,44 @@ class Layer:
     def codebook_gradients(self, value: Tensor) -> tuple[Tensor, ...]:
         tensors = state.all_tensors(self.module)
         found: list[Tensor] = []
-        for slot in self.plan.slots:
+        for slot, rows in zip(self.plan.slots, self.codebooks() if self._made else self.plan.slots, strict=True):
+            if slot.transform == "made":
+                found.append(torch.zeros_like(cast("Tensor", rows)))
+                continue
             with guarded("backward"):
                 found.append(_view({slot.name: capture.pull(value, tensors[slot.name], torch.ones_like(value))}, slot))
         return tuple(found)
 
     def codebooks(self) -> tuple[Tensor, ...]:
         tensors = state.all_tensors(self.module)
-        return tuple(_effective(slot, _view(tensors, slot).detach().clone()) for slot in self.plan.slots)
+        record = self.recorded() if self._made else []
+        return tuple(
+            _read_record(record, slot) if slot.transform == "made" else _effective(slot, _view(tensors, slot).detach().clone())
+            for slot in self.plan.slots
+        )
+
+    @property
+    def _made(self) -> bool:
+        return any(slot.transform == "made" for slot in self.plan.slots)
+
+    def recorded(self) -> list[Tensor]:
+        """Every floating tensor of an eval pass on fixed latents, in order: where codes that are computed can be read."""
+        saved, recorder = state.take(self.module), capture.Recorder()
+        z = torch.full((max(2, self.plan.min_n), self.domain.dim), 0.5, dtype=self.domain.dtype)
+        try:
+            with guarded("an eval pass"), forked(0), torch.no_grad(), recorder:
+                self.module.eval()
+                getattr(self.module, self.plan.method)(enter(z, self._call(None).layout), **self.plan.arguments)
+        finally:
+            state.put_back(saved)
+        return recorder.tensors
 
     @torch.no_grad()
     def set_codebook(self, codebook: Sequence[Tensor]) -> None:
         tensors = state.all_tensors(self.module)
         for slot, rows in zip(self.plan.slots, codebook, strict=True):
-            _view(tensors, slot).data.copy_(rows)
+            if slot.transform != "made":
+                _view(tensors, slot).data.copy_(rows)
         for (counts, sums), rows in zip(self.plan.accumulators, codebook, strict=False):
             size = _view(tensors, counts).data
             size.copy_(torch.where(size > 0, size, torch.ones_like(size)))
@@ -290,6 +314,13 @@ def _view(tensors: Mapping[str, Tensor], slot: Slot) -> Tensor:
     except (KeyError, IndexError):
         raise Violation("state", f"the tensor {slot.name}{list(slot.index)} is gone from the layer's state") from None
     return tensor.t() if slot.transposed else tensor
+
+
+def _read_record(record: Sequence[Tensor], slot: Slot) -> Tensor:
+    try:
+        return record[slot.position][slot.index].detach().clone()
+    except IndexError:
+        raise Violation("state", f"a pass no longer computes the codes of {slot.name}") from None
 
 
 def _effective(slot: Slot, rows: Tensor) -> Tensor:

@@ -35,13 +35,16 @@ class Slot:
         name: qualified name of the parameter, buffer or tensor attribute.
         index: leading indices to it (a stacked codebook of heads or levels).
         transposed: stored as (Dc, K).
-        transform: what the layer makes of a stored row before it is a code.
+        transform: what the layer makes of a stored row before it is a code; `made`: something unknown, so that the
+            codes are read from a pass and cannot be set.
+        position: where they are in the record of a pass (`Layer.recorded`), for `made`; `index` then leads into it.
     """
 
     name: str
     index: tuple[int, ...] = ()
     transposed: bool = False
-    transform: Literal["identity", "normalize"] = "identity"
+    transform: Literal["identity", "normalize", "made"] = "identity"
+    position: int = -1
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class _View:
 
 
 def view(module: torch.nn.Module, slot: Slot) -> Tensor:
-    """The (K, Dc) tensor of a slot, sharing memory with the module."""
+    """The stored (K, Dc) tensor of a slot, sharing memory with the module."""
     tensor = all_tensors(module)[slot.name].data
     tensor = tensor[slot.index] if slot.index else tensor
     return tensor.t() if slot.transposed else tensor
@@ -143,9 +143,15 @@ def _as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> t
     if normalized:
         slots = tuple(replace(slot, transform="normalize") for slot in slots)
         text += "; their norms do not matter"
-    if not _rows_appear(bench, look, slots):
-        return (), f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known"
-    return slots, text
+    bench.reset()
+    record = bench.record(look.z)
+    bench.reset()
+    if all(_appear(record, look, level, effective(bench, slot), capture.COARSE) for level, slot in enumerate(slots)):
+        return slots, text
+    made = _made(bench, look, slots, record)
+    if made:
+        return made, f"{text}; the codes are not these rows but computed from them, and read from a pass"
+    return (), f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known"
 
 
 def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
@@ -160,28 +166,44 @@ def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
 
 def effective(bench: Bench, slot: Slot) -> Tensor:
     """The codes of a slot as the layer uses them now, a copy."""
+    if slot.transform == "made":
+        return bench.layer().recorded()[slot.position][slot.index].detach().clone()
     rows = view(bench.trial.module, slot).detach().clone()
     return F.normalize(rows, dim=-1) if slot.transform == "normalize" else rows
 
 
-def _rows_appear(bench: Bench, look: Look, slots: tuple[Slot, ...]) -> bool:
-    """Whether a tensor of the pass holds the rows that the codes name, roughly, for every level."""
+def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor, tolerance: float) -> bool:
+    """Whether a tensor of the pass holds the rows (K, Dc) that the codes of a level name."""
     assert look.codes is not None
     n, levels = look.codes.shape
-    bench.reset()
-    wanted = [effective(bench, slot).to(look.z)[look.codes[:, level].clamp(0)] for level, slot in enumerate(slots)]
-    record = bench.record(look.z)
-    for level, want in enumerate(wanted):
-        dim = want.shape[1]
-        spread = (want - want.mean(0)).norm()
-        if not any(
-            (reading.rows(tensor.detach().to(want.dtype), dim, levels) - want).norm() <= capture.COARSE * spread
-            for tensor in record
-            for reading in capture.readings(tensor, n, dim, levels)
-            if reading.part in {None, level}
-        ):
-            return False
-    return True
+    want = rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
+    spread = (want - want.mean(0)).norm()
+    return any(
+        bool((reading.rows(tensor.detach().to(want.dtype), want.shape[1], levels) - want).norm() <= tolerance * spread)
+        for tensor in record
+        for reading in capture.readings(tensor, n, want.shape[1], levels)
+        if reading.part in {None, level}
+    )
+
+
+def _made(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> tuple[Slot, ...]:
+    """Slots that read the codes from a pass, where a tensor (K, Dc) of it has rows that the codes name; else ()."""
+    computed = bench.layer().recorded()
+    found: list[Slot] = []
+    for level, slot in enumerate(slots):
+        rows = len(view(bench.trial.module, slot))
+        places = (
+            replace(slot, index=index, transposed=False, transform="made", position=position)
+            for position, tensor in enumerate(computed)
+            if tensor.ndim >= 2 and tensor.shape[-2] == rows and tensor.numel() <= 64 * rows * tensor.shape[-1]
+            for index in product(*(range(size) for size in tensor.shape[:-2]))
+            if _appear(record, look, level, tensor[index], 1e-3)
+        )
+        place = next(places, None)
+        if place is None:
+            return ()
+        found.append(place)
+    return tuple(found)
 
 
 def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:

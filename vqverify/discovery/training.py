@@ -68,6 +68,8 @@ def find_accumulators(bench: Bench) -> tuple[tuple[tuple[Slot, Slot], ...], str]
     module, slots = bench.trial.module, bench.plan.slots
     if not slots:
         return (), "no codebook, so none was looked for"
+    if any(slot.transform == "made" for slot in slots):
+        return (), "the codes are computed, so that no stored tensor is their average"
     if len(set(slots)) < len(slots):
         return (), "levels share one codebook, so that no level has counts of its own"
     history: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
