@@ -4,6 +4,8 @@ from vqverify.invariants import (  # noqa: F401  (each import registers its rows
     interface,
     interface_purity,
     interface_batching,
+    interface_edges,
+    interface_arguments,
     lookup,
     estimator,
     rotation,
