@@ -23,7 +23,7 @@ GRID = np.array([0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8], np.
 SCALES = (0, -7, -4, 3)
 OFFSETS = (0.0, 30000.0, 1000.0, 1.0)
 RELATIONS = 10
-CORNERS = ("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "parallel", "duplicates", "far", "unit")
+CORNERS = ("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "parallel", "duplicates", "far", "unit", "generic")
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,9 @@ def _corner(name: str, frame_: Frame) -> tuple[np.ndarray, tuple[Tensor, ...] | 
         return np.concatenate([np.eye(d), -np.eye(d)])[: max(2, 2 * d)], None
     if name == "far":
         return np.stack([ramp * 1e4, -ramp * 1e4]), None
+    if name == "generic":
+        noise = np.random.Generator(np.random.Philox(12)).standard_normal((12, d))
+        return (noise if own is None else own[np.arange(12) % len(own)] + np.abs(own).mean() * noise), None
     if own is None:
         return None
     first, second = own[0], own[-1]
