@@ -170,6 +170,8 @@ def _judge(need: str, traits: Mapping[str, Finding]) -> tuple[str, str]:
     if finding is None or finding.value is None:
         evidence = finding.evidence if finding else "nothing was found out about it"
         return "undetermined", f"{name} is unknown: {evidence}"
+    if values and not negated and finding.value == "other":
+        return "undetermined", f"{name} fits no known family: {finding.evidence}"
     actual = finding.value
     held = actual if isinstance(actual, list | tuple) else [actual]
     fits = any(str(item) in values for item in held) if values else bool(actual)

@@ -84,7 +84,7 @@ def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "estimator.local", source="definition; theory T1", needs=("estimator=straight-through|rotation",), mutants=("gradient_centred",),
+    "estimator.local", source="definition; theory T1", needs=("estimator!=none", "deterministic"), mutants=("gradient_centred",),
     hint="norms and dot products run over the features of one latent, not over the batch.",
 )
 def local(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -101,7 +101,7 @@ def local(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "estimator.linear", source="definition; theory T1", needs=("estimator=straight-through|rotation|gumbel|softmax",), mutants=("gradient_clipped",),
+    "estimator.linear", source="definition; theory T1", needs=("estimator!=none",), mutants=("gradient_clipped",),
     hint="a Jacobian is linear in the cotangent: no clipping, no normalisation of gradients inside the layer.",
 )
 def linear(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -54,7 +54,7 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
 @invariant(
     "lookup.forward_is_code", source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "estimator!=softmax|noise|other"), state="both",
     parts=both_modes,
-    mutants=("rotation_forward_unscaled", "soft_mixture", "quantise_after_update"),
+    mutants=("rotation_forward_unscaled", "stale_code", "quantise_after_update", "codes_off_by_one"),
     hint="the estimator must leave the value alone: q + J(z − sg z) does, and λRz does only with λ; the code comes from the "
     "codebook before the update.",
 )
@@ -176,7 +176,7 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
 @invariant(
     "lookup.star_shaped", source="theory T27 (cells are convex)", corners=("single", "unit"),
     needs=("codes", "codebook", "deterministic", "structure=plain", "metric=euclidean", "levels"),
-    mutants=("argmax_lookup", "wrong_metric", "noisy_lookup"),
+    mutants=("argmax_lookup",),
     hint="cells of a nearest-code lookup are convex: noise, argmax or another metric breaks this without any oracle.",
 )
 def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -78,7 +78,7 @@ def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.norm", source="000 A.3; theory T2", needs=NEEDS, mutants=("rotation_unscaled",), corners=CORNERS, state="both",
+    "rotation.norm", source="000 A.3; theory T2", needs=NEEDS, mutants=("rotation_unscaled", "rotation_scale_inverted"), corners=CORNERS, state="both",
     hint="the gradient is scaled by λ = |q|/|z|; leaving λ out, inverting or squaring it changes its norm.",
 )
 def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
