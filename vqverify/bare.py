@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vqverify.plan import Call, Output, Plan, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class BareEstimator(nn.Module):
@@ -19,7 +22,9 @@ class BareEstimator(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, estimator: Callable[[Tensor, Tensor], Tensor], dim: int = 4, codebook_size: int = 8) -> None:
+    def __init__(
+        self, estimator: Callable[[Tensor, Tensor], Tensor], dim: int = 4, codebook_size: int = 8
+    ) -> None:
         """Build the layer.
 
         Args:
@@ -43,4 +48,9 @@ def bare_plan(dim: int) -> Plan:
     """How to call a `BareEstimator`: nothing needs discovering."""
     call = Call("ND", z_q=Output((0,), "ND"), codes=(Output((1,), "N"),))
     evidence = "a bare estimator behind an exact lookup of the harness"
-    return Plan(dim, (call,), slots=(Slot("codebook"),), evidence=dict.fromkeys(("layout", "z_q", "codes", "codebook"), evidence))
+    return Plan(
+        dim,
+        (call,),
+        slots=(Slot("codebook"),),
+        evidence=dict.fromkeys(("layout", "z_q", "codes", "codebook"), evidence),
+    )

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,9 +16,11 @@ from vqverify.bare import BareEstimator, bare_plan
 from vqverify.bounds import Violation
 from vqverify.discovery import discover
 from vqverify.layer import Layer
-from vqverify.plan import Plan
 from vqverify.quantizer import Domain, Finding, Spec
 from vqverify.target import TargetError, check_arguments, construct, load, suggest
+
+if TYPE_CHECKING:
+    from vqverify.plan import Plan
 
 Factory = Callable[[Mapping[str, Any], int], nn.Module]
 
@@ -58,7 +60,10 @@ def _open(spec: Spec, target: Any) -> Layer:
     dtype = _dtype(spec.dtype) or torch.float32
     plan = _plan(spec, target, adapter, module, dtype)
     domain = Domain(
-        dim=plan.dim, dtype=dtype, layouts=tuple(call.layout for call in plan.calls), min_n=plan.min_n,
+        dim=plan.dim,
+        dtype=dtype,
+        layouts=tuple(call.layout for call in plan.calls),
+        min_n=plan.min_n,
         codebook="sphere" if plan.sphere else "free",
     )
     layer = Layer(spec, plan, module, domain, factory)
@@ -93,7 +98,9 @@ def make_factory(spec: Spec, target: Any) -> Factory:
 
 def restores(layer: Layer) -> bool:
     """Whether a snapshot really gives the warmed layer back: same tensors, same results, after two steps."""
-    z = torch.randn(max(32, layer.plan.min_n), layer.plan.dim, generator=torch.Generator().manual_seed(1)).to(layer.domain.dtype)
+    z = torch.randn(max(32, layer.plan.min_n), layer.plan.dim, generator=torch.Generator().manual_seed(1)).to(
+        layer.domain.dtype
+    )
 
     def look() -> list[torch.Tensor]:
         tensors = [tensor.detach().clone() for tensor in state.all_tensors(layer.module).values()]
@@ -112,7 +119,8 @@ def restores(layer: Layer) -> bool:
         layer.restore()
         return True
     return len(before) == len(after) and all(
-        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True)
+        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(before, after, strict=True)
     )
 
 
@@ -151,7 +159,9 @@ def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> N
 def _known_arguments(kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
         if key not in {"dim", "codebook_size"}:
-            raise TargetError(f"a bare estimator has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
+            raise TargetError(
+                f"a bare estimator has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}"
+            )
     check_arguments(BareEstimator, {"estimator": None, **kwargs})
 
 
@@ -160,6 +170,10 @@ def _dtype(name: str | None) -> torch.dtype | None:
         return None
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        floats = [key for key, value in vars(torch).items() if isinstance(value, torch.dtype) and value.is_floating_point]
+        floats = [
+            key
+            for key, value in vars(torch).items()
+            if isinstance(value, torch.dtype) and value.is_floating_point
+        ]
         raise TargetError(f"{name!r} is no floating dtype of torch{suggest(name, floats)}")
     return found

@@ -12,14 +12,16 @@ import io
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from vqverify.randomness import forked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import ModuleType
 
 
 class TargetError(Exception):
@@ -137,7 +139,9 @@ def _distribution(name: str) -> tuple[str, str]:
 def _from_file(place: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
-        near = suggest(path.name, (entry.name for entry in path.parent.glob("*.py")) if path.parent.is_dir() else ())
+        near = suggest(
+            path.name, (entry.name for entry in path.parent.glob("*.py")) if path.parent.is_dir() else ()
+        )
         raise TargetError(f"there is no file {place}{near}")
     name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # the same in every process
     if name in sys.modules:
@@ -166,10 +170,14 @@ def _from_package(place: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or place
         if missing == place.partition(".")[0]:
-            raise TargetError(f"{place} cannot be imported: there is no module {missing!r}; is it installed?") from error
+            raise TargetError(
+                f"{place} cannot be imported: there is no module {missing!r}; is it installed?"
+            ) from error
         if place.startswith(f"{missing}.") or place == missing:
             parent = missing.rpartition(".")[0]
-            raise TargetError(f"{parent} has no module {missing.rpartition('.')[2]!r}{_siblings(missing)}") from error
+            raise TargetError(
+                f"{parent} has no module {missing.rpartition('.')[2]!r}{_siblings(missing)}"
+            ) from error
         raise TargetError(f"{place} cannot be imported: it needs the module {missing!r}") from error
     except (Exception, SystemExit) as error:
         raise TargetError(f"{place} cannot be imported: {_one_line(error)}") from error
@@ -179,7 +187,9 @@ def _siblings(name: str) -> str:
     import pkgutil
 
     parent, _, word = name.rpartition(".")
-    return suggest(word, (found.name for found in pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", []))))
+    return suggest(
+        word, (found.name for found in pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", [])))
+    )
 
 
 def _quietly(load_it: Any) -> Any:

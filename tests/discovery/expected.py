@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
-
-from vqverify.plan import Plan
+from typing import TYPE_CHECKING, Any
 
 from . import styles
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vqverify.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,86 @@ def plain(name: str, *index: int) -> tuple[str, tuple[int, ...], bool, str]:
 
 
 WANTED = (
-    Want(styles.ImageTuple, {"n_e": 16, "e_dim": 6}, 6, "BDHW", (0,), (((2, 2), "F1"),), ((1,),), (plain("embedding.weight"),)),
     Want(
-        styles.LossFirst, {"num_embeddings": 16, "embedding_dim": 6}, 6, "BDHW", (1,), (((3,), "FK"),), ((0,),),
-        (plain("embedding.weight"),), (("cluster", "ema_w"),),
+        styles.ImageTuple,
+        {"n_e": 16, "e_dim": 6},
+        6,
+        "BDHW",
+        (0,),
+        (((2, 2), "F1"),),
+        ((1,),),
+        (plain("embedding.weight"),),
     ),
     Want(
-        styles.Transposed, {"dim": 6, "n_embed": 16}, 6, "BND", (0,), (((2,), "BN"),), ((1,),), (("embed", (), True, "identity"),),
-        (("cluster_size", "embed_avg"),), ("embed_code",),
+        styles.LossFirst,
+        {"num_embeddings": 16, "embedding_dim": 6},
+        6,
+        "BDHW",
+        (1,),
+        (((3,), "FK"),),
+        ((0,),),
+        (plain("embedding.weight"),),
+        (("cluster", "ema_w"),),
     ),
-    Want(styles.Sequence, {}, 6, "BND", ("out",), ((("stats", "codes"), "BN"),), (("loss",),), (plain("table"),), (), ("lookup",)),
-    Want(styles.Projected, {}, 10, "BDN", ("audio",), ((("ids",), "BN"),), (("penalty",),), (plain("codebook.weight"),), (), ("decode",)),
+    Want(
+        styles.Transposed,
+        {"dim": 6, "n_embed": 16},
+        6,
+        "BND",
+        (0,),
+        (((2,), "BN"),),
+        ((1,),),
+        (("embed", (), True, "identity"),),
+        (("cluster_size", "embed_avg"),),
+        ("embed_code",),
+    ),
+    Want(
+        styles.Sequence,
+        {},
+        6,
+        "BND",
+        ("out",),
+        ((("stats", "codes"), "BN"),),
+        (("loss",),),
+        (plain("table"),),
+        (),
+        ("lookup",),
+    ),
+    Want(
+        styles.Projected,
+        {},
+        10,
+        "BDN",
+        ("audio",),
+        ((("ids",), "BN"),),
+        (("penalty",),),
+        (plain("codebook.weight"),),
+        (),
+        ("decode",),
+    ),
     Want(styles.Flat, {}, 8, "BDHW", (1,), (((0,), "F"),), ((2,),), (("e.weight", (), False, "normalize"),)),
     Want(
-        styles.Stack, {}, 6, "BND", (1,), tuple(((0, level), "BN") for level in range(3)), tuple((2, level) for level in range(3)),
+        styles.Stack,
+        {},
+        6,
+        "BND",
+        (1,),
+        tuple(((0, level), "BN") for level in range(3)),
+        tuple((2, level) for level in range(3)),
         tuple(plain(f"books.{level}") for level in range(3)),
     ),
     Want(
-        styles.LevelsFirst, {}, 6, "BDN", (0,), (((1,), "LBN"),), ((2,),), (plain("books", 0), plain("books", 1)),
-        (("counts", "sums"), ("counts", "sums")), ("decode",), warm=1,
+        styles.LevelsFirst,
+        {},
+        6,
+        "BDN",
+        (0,),
+        (((1,), "LBN"),),
+        ((2,),),
+        (plain("books", 0), plain("books", 1)),
+        (("counts", "sums"), ("counts", "sums")),
+        ("decode",),
+        warm=1,
     ),
     Want(styles.Grouped, {}, 8, "BND", (0,), (((1,), "BLN"),), ((2,),), (plain("w", 0), plain("w", 1))),
     Want(styles.NoCodes, {}, 5, "BND", (0,), (), ((1,),), (plain("book"),)),
@@ -70,13 +132,17 @@ def found(plan: Plan) -> dict[str, Any]:
     """A plan in the terms of `Want`."""
     call = plan.calls[0]
     return {
-        "dim": plan.dim, "layout": call.layout, "z_q": call.z_q.path,
+        "dim": plan.dim,
+        "layout": call.layout,
+        "z_q": call.z_q.path,
         "codes": tuple((output.path, output.form) for output in call.codes),
         "losses": tuple(output.path for output in call.losses),
         "slots": tuple((slot.name, slot.index, slot.transposed, slot.transform) for slot in plan.slots),
         "accumulators": tuple((counts.name, sums.name) for counts, sums in plan.accumulators),
         "decoders": tuple(decoder.method for decoder in plan.decoders),
-        "warm": plan.warm, "sphere": plan.sphere, "method": plan.method,
+        "warm": plan.warm,
+        "sphere": plan.sphere,
+        "method": plan.method,
     }
 
 
@@ -85,4 +151,16 @@ def wanted(want: Want) -> dict[str, Any]:
 
 
 def found_names() -> tuple[str, ...]:
-    return ("dim", "layout", "z_q", "codes", "losses", "slots", "accumulators", "decoders", "warm", "sphere", "method")
+    return (
+        "dim",
+        "layout",
+        "z_q",
+        "codes",
+        "losses",
+        "slots",
+        "accumulators",
+        "decoders",
+        "warm",
+        "sphere",
+        "method",
+    )

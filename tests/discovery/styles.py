@@ -22,7 +22,11 @@ class ImageTuple(nn.Module):
     def forward(self, z: Tensor) -> Any:
         z = z.permute(0, 2, 3, 1).contiguous()
         flat = z.view(-1, self.e_dim)
-        d = flat.pow(2).sum(1, keepdim=True) + self.embedding.weight.pow(2).sum(1) - 2 * flat @ self.embedding.weight.t()
+        d = (
+            flat.pow(2).sum(1, keepdim=True)
+            + self.embedding.weight.pow(2).sum(1)
+            - 2 * flat @ self.embedding.weight.t()
+        )
         indices = d.argmin(1).unsqueeze(1)
         one_hot = torch.zeros(indices.shape[0], self.n_e).scatter_(1, indices, 1)
         z_q = (one_hot @ self.embedding.weight).view(z.shape)
@@ -36,7 +40,9 @@ class ImageTuple(nn.Module):
 class LossFirst(nn.Module):
     """BCHW, EMA with Laplace smoothing, loss first, codes only as one-hot rows (zalandoresearch)."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, commitment_cost: float = 0.25, decay: float = 0.9) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, commitment_cost: float = 0.25, decay: float = 0.9
+    ) -> None:
         super().__init__()
         self.dim, self.count, self.cost, self.decay = embedding_dim, num_embeddings, commitment_cost, decay
         self.embedding = nn.Embedding(num_embeddings, embedding_dim)
@@ -76,7 +82,9 @@ class Transposed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         flat = x.reshape(-1, self.dim)
-        dist = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.embed + self.embed.pow(2).sum(0, keepdim=True)
+        dist = (
+            flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.embed + self.embed.pow(2).sum(0, keepdim=True)
+        )
         ind = (-dist).max(1).indices
         onehot = F.one_hot(ind, self.n_embed).type(flat.dtype)
         ind = ind.view(*x.shape[:-1])
@@ -109,7 +117,11 @@ class Sequence(nn.Module):
         commit, book = F.mse_loss(x, hard.detach()), F.mse_loss(hard, x.detach())
         total = book + 0.25 * commit
         return {
-            "latents": x, "commit": commit, "out": x + (hard - x).detach(), "loss": total, "book": book,
+            "latents": x,
+            "commit": commit,
+            "out": x + (hard - x).detach(),
+            "loss": total,
+            "book": book,
             "stats": {"codes": codes, "used": torch.tensor(len(codes.unique()))},
         }
 
@@ -139,7 +151,9 @@ class Projected(nn.Module):
         flat = F.normalize(z_e.transpose(1, 2).reshape(-1, z_e.shape[1]), dim=1)
         ids = (flat @ F.normalize(self.codebook.weight, dim=1).t()).argmax(1).view(z.shape[0], -1)
         z_q = F.embedding(ids, self.codebook.weight).transpose(1, 2)
-        penalty = F.mse_loss(z_e, z_q.detach(), reduction="none").mean([1, 2]) + F.mse_loss(z_q, z_e.detach(), reduction="none").mean([1, 2])
+        penalty = F.mse_loss(z_e, z_q.detach(), reduction="none").mean([1, 2]) + F.mse_loss(
+            z_q, z_e.detach(), reduction="none"
+        ).mean([1, 2])
         return Coded(self.out_proj(z_e + (z_q - z_e).detach()), ids, z_e, penalty)
 
     def decode(self, ids: Tensor) -> Tensor:
@@ -173,7 +187,9 @@ class Stack(nn.Module):
 
     def __init__(self, levels: int = 3, dim: int = 6, size: int = 12) -> None:
         super().__init__()
-        self.books = nn.ParameterList([nn.Parameter(torch.randn(size, dim) * 0.5**level) for level in range(levels)])
+        self.books = nn.ParameterList(
+            [nn.Parameter(torch.randn(size, dim) * 0.5**level) for level in range(levels)]
+        )
 
     def forward(self, x: Tensor) -> Any:
         rest, total = x, torch.zeros_like(x)
@@ -241,7 +257,11 @@ class Grouped(nn.Module):
         parts = x.view(*x.shape[:2], self.w.shape[0], -1)
         ids = (parts[..., None, :] - self.w).pow(2).sum(-1).argmin(-1)
         hard = torch.stack([self.w[g][ids[..., g]] for g in range(len(self.w))], dim=2).reshape(x.shape)
-        return x + (hard - x).detach(), ids.transpose(1, 2), F.mse_loss(hard, x.detach()) + F.mse_loss(hard.detach(), x)
+        return (
+            x + (hard - x).detach(),
+            ids.transpose(1, 2),
+            F.mse_loss(hard, x.detach()) + F.mse_loss(hard.detach(), x),
+        )
 
 
 class NoCodes(nn.Module):

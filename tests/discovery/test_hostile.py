@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from vqverify.bounds import Violation
 from vqverify.discovery import DiscoveryError, discover
-from vqverify.plan import Plan
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject
 from vqverify.target import construct
 
 from . import hostile
+
+if TYPE_CHECKING:
+    from vqverify.plan import Plan
 
 
 def opened(cls: Any) -> Plan:
@@ -23,7 +25,19 @@ def opened(cls: Any) -> Plan:
 
 @pytest.mark.parametrize(
     "name",
-    ["Constant", "RaisesInTrain", "RaisesInEval", "Nan", "Hidden", "Reseeds", "Soft", "Shifted", "Argmax", "Noisy", "WrongDecoder"],
+    [
+        "Constant",
+        "RaisesInTrain",
+        "RaisesInEval",
+        "Nan",
+        "Hidden",
+        "Reseeds",
+        "Soft",
+        "Shifted",
+        "Argmax",
+        "Noisy",
+        "WrongDecoder",
+    ],
 )
 def test_a_wrong_layer_gets_its_call(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     plan = opened(getattr(hostile, name))
@@ -61,12 +75,17 @@ def test_evidence_says_what_is_odd() -> None:
 
 def test_decoders_that_are_wrong_are_listed() -> None:
     plan = opened(hostile.WrongDecoder)
-    assert {(decoder.method, decoder.output_form) for decoder in plan.decoders} == {("decode", "BND"), ("explode", "BND")}
+    assert {(decoder.method, decoder.output_form) for decoder in plan.decoders} == {
+        ("decode", "BND"),
+        ("explode", "BND"),
+    }
     assert "layout BDN" in plan.evidence["decoders"]
     assert "after it looked the codes up" in plan.evidence["decoders"]
 
 
-@pytest.mark.parametrize(("name", "word"), [("NoOutput", "no tensor of its input's size"), ("NeedsMore", "rate, bandwidth")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("NoOutput", "no tensor of its input's size"), ("NeedsMore", "rate, bandwidth")]
+)
 def test_what_cannot_be_settled_prints_the_adapter(name: str, word: str) -> None:
     with pytest.raises(DiscoveryError, match=word) as caught:
         opened(getattr(hostile, name))

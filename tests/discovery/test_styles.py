@@ -6,19 +6,21 @@ import inspect
 import random
 import re
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vqverify.discovery import discover
-from vqverify.plan import Plan
 from vqverify.state import all_tensors
 from vqverify.target import construct
 
 from . import styles
 from .expected import WANTED, Want, found, wanted
+
+if TYPE_CHECKING:
+    from vqverify.plan import Plan
 
 
 def opened(cls: Any, kwargs: dict[str, Any], seed: int = 0) -> Plan:
@@ -31,7 +33,9 @@ def opened(cls: Any, kwargs: dict[str, Any], seed: int = 0) -> Plan:
 def test_every_style_is_settled(want: Want, seed: int) -> None:
     plan = opened(want.cls, want.kwargs, seed)
     assert found(plan) == wanted(want)
-    assert {"layout", "z_q", "codes", "loss", "codebook", "accumulators", "decoders", "warm", "min_n"} <= set(plan.evidence)
+    assert {"layout", "z_q", "codes", "loss", "codebook", "accumulators", "decoders", "warm", "min_n"} <= set(
+        plan.evidence
+    )
 
 
 @pytest.mark.parametrize("want", WANTED, ids=lambda want: want.cls.__name__)
@@ -41,7 +45,10 @@ def test_the_module_is_given_back_as_it_came(want: Want) -> None:
     discover(module, want.cls, want.kwargs, dtype=torch.float32)
     after = all_tensors(module)
     assert list(after) == list(before)
-    assert all(id(after[name]) == identity and torch.equal(after[name], value) for name, (identity, value) in before.items())
+    assert all(
+        id(after[name]) == identity and torch.equal(after[name], value)
+        for name, (identity, value) in before.items()
+    )
     assert module.training
 
 
@@ -49,7 +56,11 @@ def renamed(cls: type[nn.Module]) -> tuple[Any, dict[str, str]]:
     """The class with every attribute and public method of its own under a meaningless name."""
     source = textwrap.dedent(inspect.getsource(cls))
     known = set(dir(nn.Module)) | {"training"}
-    names = [*re.findall(r"self\.(\w+)", source), *re.findall(r"def (\w+)", source), *re.findall(r'register_buffer\("(\w+)"', source)]
+    names = [
+        *re.findall(r"self\.(\w+)", source),
+        *re.findall(r"def (\w+)", source),
+        *re.findall(r'register_buffer\("(\w+)"', source),
+    ]
     own = sorted({name for name in names if name not in known and not name.startswith("__")})
     table = {name: f"x{index}y" for index, name in enumerate(random.Random(4).sample(own, len(own)))}
     for name, other in table.items():
@@ -72,9 +83,15 @@ def shuffled(cls: Any) -> tuple[Any, Any]:
     class Turned(cls):  # type: ignore[misc]
         pass
 
-    entry = next(name for name in ("forward", *vars(cls)) if name in vars(cls) and (name == "forward" or inspect.isfunction(vars(cls)[name])))
+    entry = next(
+        name
+        for name in ("forward", *vars(cls))
+        if name in vars(cls) and (name == "forward" or inspect.isfunction(vars(cls)[name]))
+    )
     if entry == "__init__":
-        entry = next(name for name in vars(cls) if inspect.isfunction(vars(cls)[name]) and not name.startswith("__"))
+        entry = next(
+            name for name in vars(cls) if inspect.isfunction(vars(cls)[name]) and not name.startswith("__")
+        )
     old = getattr(cls, entry)
     setattr(Turned, entry, lambda self, x: turn(old(self, x)))
     Turned.__init__.__signature__ = inspect.signature(cls.__init__)  # type: ignore[attr-defined]
@@ -102,6 +119,8 @@ def test_names_and_the_order_of_outputs_change_no_conclusion(want: Want) -> None
         assert [output.form for output in a.codes] == [output.form for output in b.codes]
         assert len(a.losses) == len(b.losses)
     assert [slot.transform for slot in plan.slots] == [slot.transform for slot in plain.slots]
-    assert {table.get(decoder.method, decoder.method) for decoder in plain.decoders} == {decoder.method for decoder in plan.decoders}
+    assert {table.get(decoder.method, decoder.method) for decoder in plain.decoders} == {
+        decoder.method for decoder in plan.decoders
+    }
     for a, b in zip(values(plain_module, plain), values(module, plan), strict=True):
         assert torch.equal(a, b)

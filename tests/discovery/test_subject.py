@@ -5,8 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,6 +18,9 @@ from vqverify.target import TargetError
 
 from . import styles
 from .test_target import FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -66,11 +68,13 @@ class RateAdapter:
 
 def test_an_adapter_says_how_to_call(tmp_path: Path) -> None:
     path = tmp_path / "rate.py"
-    path.write_text("from vqverify.plan import Call, Output, Plan, Slot\n"
-                    "class Rate:\n"
-                    "    def plan(self, module, kwargs):\n"
-                    "        call = Call('BND', Output((1, 0), 'BND'), (Output((1, 1), 'BN'),), (Output((1, 2)),))\n"
-                    "        return Plan(6, (call,), slots=(Slot('book'),), arguments={'rate': 3})\n")
+    path.write_text(
+        "from vqverify.plan import Call, Output, Plan, Slot\n"
+        "class Rate:\n"
+        "    def plan(self, module, kwargs):\n"
+        "        call = Call('BND', Output((1, 0), 'BND'), (Output((1, 1), 'BN'),), (Output((1, 2)),))\n"
+        "        return Plan(6, (call,), slots=(Slot('book'),), arguments={'rate': 3})\n"
+    )
     layer = open_subject(Spec("NeedsRate", adapter=f"{path}:Rate"), obj=NeedsRate)
     assert layer.forward(torch.randn(4, 6)).codes is not None
     with pytest.raises(TargetError, match="has no method plan"):
@@ -80,7 +84,8 @@ def test_an_adapter_says_how_to_call(tmp_path: Path) -> None:
 def test_restored_is_fresh() -> None:
     for cls in (styles.Transposed, styles.LossFirst, styles.LevelsFirst):
         kwargs: dict[str, Any] = {
-            styles.Transposed: {"dim": 6, "n_embed": 16}, styles.LossFirst: {"num_embeddings": 16, "embedding_dim": 6}
+            styles.Transposed: {"dim": 6, "n_embed": 16},
+            styles.LossFirst: {"num_embeddings": 16, "embedding_dim": 6},
         }.get(cls, {})
         layer = open_subject(Spec(cls.__name__, kwargs), obj=cls)
         assert layer.copyable
@@ -105,7 +110,9 @@ def test_another_process_needs_the_spec_alone() -> None:
         "layer = s.open_subject(pickle.loads(sys.stdin.buffer.read()))\n"
         "sys.stdout.buffer.write(pickle.dumps((layer.plan, layer.codebooks()[0].tolist())))"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(spec), capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(spec), capture_output=True, check=True
+    )
     plan, book = pickle.loads(done.stdout)
     here = open_subject(spec)
     assert plan == here.plan

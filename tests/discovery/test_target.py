@@ -64,7 +64,11 @@ def file(tmp_path: Path) -> str:
         ("{file}:Mino", {}, "has no 'Mino'; did you mean 'Mine'?"),
         ("{file}:constant", {}, "is a int; a class or a function is needed"),
         ("{dir}/my_layer.py:Mine", {}, "there is no file {dir}/my_layer.py; did you mean 'my_layers.py'?"),
-        ("{dir}/bad_import.py:Mine", {}, "cannot be imported: ModuleNotFoundError: No module named 'no_such_thing'"),
+        (
+            "{dir}/bad_import.py:Mine",
+            {},
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_thing'",
+        ),
         ("{dir}/bad_syntax.py:Mine", {}, "cannot be imported: SyntaxError"),
         ("vqverify.no_part:Mine", {}, "vqverify has no module 'no_part'"),
         ("no_such_package:Mine", {}, "there is no module 'no_such_package'; is it installed?"),
@@ -72,10 +76,16 @@ def file(tmp_path: Path) -> str:
         ("{file}:make", {}, "make needs 'size': add --kw size=..."),
         ("{file}:Broken", {}, "Broken() cannot be built: ValueError: cannot be made"),
         ("{file}:number", {}, "number() gave a int; a torch.nn.Module is needed"),
-        ("vector_quantize_pytorch:ResidualVQ", {"dim": 8, "num_quantizers": 2, "codebook_size": 8, "decai": 1}, "decai"),
+        (
+            "vector_quantize_pytorch:ResidualVQ",
+            {"dim": 8, "num_quantizers": 2, "codebook_size": 8, "decai": 1},
+            "decai",
+        ),
     ],
 )
-def test_one_sentence_says_what_was_given_and_what_is_needed(file: str, target: str, kwargs: dict[str, object], sentence: str) -> None:
+def test_one_sentence_says_what_was_given_and_what_is_needed(
+    file: str, target: str, kwargs: dict[str, object], sentence: str
+) -> None:
     places = {"file": file, "dir": str(Path(file).parent)}
     with pytest.raises(TargetError) as caught:
         open_subject(Spec(target.format(**places), kwargs))
@@ -105,7 +115,10 @@ def test_a_factory_builds_with_its_arguments(file: str) -> None:
 def test_where_a_class_comes_from(file: str) -> None:
     import vector_quantize_pytorch
 
-    assert package_of(vector_quantize_pytorch.VectorQuantize) == ("vector-quantize-pytorch", vector_quantize_pytorch_version())
+    assert package_of(vector_quantize_pytorch.VectorQuantize) == (
+        "vector-quantize-pytorch",
+        vector_quantize_pytorch_version(),
+    )
     assert package_of(load("vqverify.bare:BareEstimator"))[0] == "vqverify"
     assert package_of(load(f"{file}:Mine")) is None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-from vqverify.plan import Plan
+    from torch import nn
+
+    from vqverify.plan import Plan
 
 
 class Adapter(Protocol):

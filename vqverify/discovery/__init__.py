@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,14 +16,19 @@ from vqverify.discovery.errors import DiscoveryError, undiscovered
 from vqverify.discovery.forms import grid, integers
 from vqverify.discovery.layouts import Candidate, candidates, read
 from vqverify.discovery.outputs import find_codes, find_losses
-from vqverify.discovery.trial import Trial
 from vqverify.discovery.training import find_accumulators, find_warm
+from vqverify.discovery.trial import Trial
 from vqverify.plan import Call, Output, Plan, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["DiscoveryError", "discover"]
 
 
-def discover(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any], *, dtype: torch.dtype) -> Plan:
+def discover(
+    module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any], *, dtype: torch.dtype
+) -> Plan:
     """Find how to use a module as a quantizer.
 
     Args:
@@ -47,7 +51,9 @@ def discover(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str
         trial.close()
 
 
-def _discover(trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Plan:
+def _discover(
+    trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, Any], dtype: torch.dtype
+) -> Plan:
     dims, avoid = integers(trial.module, factory, kwargs)
     found = _settle(trial, dims, avoid, dtype)
     raised = trial.error
@@ -95,8 +101,10 @@ def find_min_n(bench: Bench) -> tuple[int, str]:
     for n in (1, 2, 3, 4, 8, 16, 32, 64):
         z = bench.latents(n, 70)
         if bench.look(z, train=False) is not None and bench.look(z, train=True) is not None:
-            return n, f"{n} latent(s) work in train and eval mode" + (f"; fewer raise {error}" if n > 1 else "")
-        error = bench.trial.error or 'nothing, but the shapes are wrong'
+            return n, f"{n} latent(s) work in train and eval mode" + (
+                f"; fewer raise {error}" if n > 1 else ""
+            )
+        error = bench.trial.error or "nothing, but the shapes are wrong"
     return 1, "no number of latents works in both modes"
 
 
@@ -108,6 +116,7 @@ def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) 
     """The accepted layouts at the right D, the one to use first in front."""
     every: list[Candidate] = []
     local: dict[int, list[Candidate]] = {}
+    roughly: dict[int, list[Candidate]] = {}
     for dim in dims:
         # a multiple of D passes `view(-1, D)` too, so that only divisors of what was found are worth trying
         if local and not any(known % dim == 0 and known != dim for known in local):
@@ -116,6 +125,9 @@ def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) 
             every.append(candidate)
             if candidate.leak == 0 and candidate.reach > 0:
                 local.setdefault(dim, []).append(candidate)
+            elif candidate.spill == 0 and candidate.reach > 0 and candidate.trains:
+                roughly.setdefault(dim, []).append(candidate)
+    local = local or roughly
     if local:
         dim = min(local)
         if len(local) > 1 and _is_free(trial, local[dim][0], dims, avoid, dtype):
@@ -148,11 +160,22 @@ def _evidence(found: list[Candidate]) -> dict[str, str]:
     names = ", ".join(candidate.grid.layout for candidate in found)
     text = f"{names} with D = {best.grid.dim}: "
     if best.leak:
-        text += f"the right shape, but replacing one latent changed {best.leak:.0%} of the other places"
+        little = ", though little" if not best.spill else ""
+        text += (
+            f"the right shape, but replacing one latent changed {best.leak:.0%} of the other places{little}"
+        )
     else:
-        text += "replacing one latent changes no other place of the output" if best.reach else "no input changes the output"
+        text += (
+            "replacing one latent changes no other place of the output"
+            if best.reach
+            else "no input changes the output"
+        )
     place = ".".join(map(str, best.z_q.path)) or "the output itself"
-    constant = "piecewise constant" if best.constant >= 0.9 else f"NOT piecewise constant ({best.constant:.0%} of latents)"
+    constant = (
+        "piecewise constant"
+        if best.constant >= 0.9
+        else f"NOT piecewise constant ({best.constant:.0%} of latents)"
+    )
     value = dict(best.returned)[best.z_q.path]
     finite = "" if bool(value.isfinite().all()) else ", NOT finite"
     finite += "" if best.repeats else ", two equal calls differ"
@@ -163,14 +186,23 @@ def _evidence(found: list[Candidate]) -> dict[str, str]:
 def _nothing(trial: Trial, dims: list[int], raised: str) -> Plan:
     name = type(trial.module).__name__
     if trial.calls > trial.raised:
-        raise undiscovered(f"{name} returns no tensor of its input's size, so that no output can be z_q", dims[0] if dims else None)
+        raise undiscovered(
+            f"{name} returns no tensor of its input's size, so that no output can be z_q",
+            dims[0] if dims else None,
+        )
     required = [
         key
         for key, value in list(inspect.signature(trial.module.forward).parameters.items())[1:]
         if value.default is value.empty and value.kind in {value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY}
     ]
     if required:
-        raise undiscovered(f"{name}.forward needs {', '.join(required)} besides the latents", dims[0] if dims else None)
+        raise undiscovered(
+            f"{name}.forward needs {', '.join(required)} besides the latents", dims[0] if dims else None
+        )
     call = Call("BND", Output((), "BND"))
     trial.method = "__call__"
-    return Plan(dim=dims[0] if dims else 4, calls=(call,), evidence={"call": f"every call raised, the last one {raised}"})
+    return Plan(
+        dim=dims[0] if dims else 4,
+        calls=(call,),
+        evidence={"call": f"every call raised, the last one {raised}"},
+    )

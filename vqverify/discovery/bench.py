@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,14 @@ from torch import Tensor
 from vqverify import capture, state
 from vqverify.bounds import Violation
 from vqverify.discovery.layouts import latents
-from vqverify.discovery.trial import Trial
 from vqverify.layer import Layer
 from vqverify.plan import Plan, enter, leave
 from vqverify.quantizer import Domain, Quantized, Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vqverify.discovery.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,14 @@ class Bench:
         """Generic latents (n, D), of a size that reaches many codes."""
         return self.scale * latents(n, self.plan.dim, self.dtype, seed)
 
-    def look(self, z: Tensor, *, change: Callable[[], object] | None = None, train: bool | None = None) -> Look | None:
+    def look(
+        self, z: Tensor, *, change: Callable[[], object] | None = None, train: bool | None = None
+    ) -> Look | None:
         """One pass without gradients; None if it raised or its outputs have the wrong shape."""
         call, n = self.plan.calls[0], len(z)
-        returned = self.trial.run(enter(z, call.layout), train=self.train if train is None else train, change=change)
+        returned = self.trial.run(
+            enter(z, call.layout), train=self.train if train is None else train, change=change
+        )
         if returned is None:
             return None
         table = dict(returned)
@@ -119,4 +126,3 @@ class Bench:
 
 def _no_factory(overrides: Mapping[str, Any], seed: int) -> Any:
     raise AssertionError("discovery builds nothing")
-

@@ -6,19 +6,23 @@ elsewhere too. So projections, cosine codebooks, heads and levels need no rule o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqverify import capture
-from vqverify.discovery.bench import Bench, Look
 from vqverify.discovery.layouts import differs, scale_of
 from vqverify.plan import Slot
 from vqverify.state import all_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqverify.discovery.bench import Bench, Look
 
 ROUNDS = 4  # groups of rows that are changed, a third of all rows each
 MATCH = 0.7  # agreement (Jaccard) between changed latents and latents with a changed code
@@ -101,7 +105,9 @@ def _noise(tensor: Tensor, seed: int) -> Tensor:
     return 0.02 * max(scale_of(tensor), 1e-3) * noise
 
 
-def _changed(bench: Bench, look: Look, slot: Slot, rows: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def _changed(
+    bench: Bench, look: Look, slot: Slot, rows: Tensor, seed: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Noise on some rows of a slot: which latents' z_q change (N,), by how much (N, D), and the noise (K, Dc)."""
     bench.reset()
     stored = view(bench.trial.module, slot)
@@ -146,12 +152,18 @@ def _as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> t
     bench.reset()
     record = bench.record(look.z)
     bench.reset()
-    if all(_appear(record, look, level, effective(bench, slot), capture.COARSE) for level, slot in enumerate(slots)):
+    if all(
+        _appear(record, look, level, effective(bench, slot), capture.COARSE)
+        for level, slot in enumerate(slots)
+    ):
         return slots, text
     made = _made(bench, look, slots, record)
     if made:
         return made, f"{text}; the codes are not these rows but computed from them, and read from a pass"
-    return (), f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known"
+    return (
+        (),
+        f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known",
+    )
 
 
 def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
@@ -161,7 +173,10 @@ def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
         stored.mul_(grow.to(stored))
 
     after = bench.look(look.z, change=change)
-    return after is not None and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
+    return (
+        after is not None
+        and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
+    )
 
 
 def effective(bench: Bench, slot: Slot) -> Tensor:
@@ -179,7 +194,10 @@ def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor, toleranc
     want = rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
     spread = (want - want.mean(0)).norm()
     return any(
-        bool((reading.rows(tensor.detach().to(want.dtype), want.shape[1], levels) - want).norm() <= tolerance * spread)
+        bool(
+            (reading.rows(tensor.detach().to(want.dtype), want.shape[1], levels) - want).norm()
+            <= tolerance * spread
+        )
         for tensor in record
         for reading in capture.readings(tensor, n, want.shape[1], levels)
         if reading.part in {None, level}
@@ -195,7 +213,9 @@ def _made(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor
         places = (
             replace(slot, index=index, transposed=False, transform="made", position=position)
             for position, tensor in enumerate(computed)
-            if tensor.ndim >= 2 and tensor.shape[-2] == rows and tensor.numel() <= 64 * rows * tensor.shape[-1]
+            if tensor.ndim >= 2
+            and tensor.shape[-2] == rows
+            and tensor.numel() <= 64 * rows * tensor.shape[-1]
             for index in product(*(range(size) for size in tensor.shape[:-2]))
             if _appear(record, look, level, tensor[index], 1e-3)
         )
@@ -218,7 +238,10 @@ def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
             if _nearest(bench, look, candidate.slot) >= 0.9:
                 text = f"the codes name the rows of {candidate.slot.name} nearest to z, although z_q is not made of them alone"
                 return (candidate.slot,), text
-    return (), "no tensor of the state has rows that change z_q where the code is one of them: no codebook is stored"
+    return (
+        (),
+        "no tensor of the state has rows that change z_q where the code is one of them: no codebook is stored",
+    )
 
 
 def _nearest(bench: Bench, look: Look, slot: Slot) -> float:
@@ -228,7 +251,10 @@ def _nearest(bench: Bench, look: Look, slot: Slot) -> float:
     if rows.shape[1] != look.z.shape[1]:
         return 0.0
     assert look.codes is not None
-    found = (torch.cdist(look.z, rows).argmin(1), (F.normalize(look.z, dim=1) @ F.normalize(rows, dim=1).t()).argmax(1))
+    found = (
+        torch.cdist(look.z, rows).argmin(1),
+        (F.normalize(look.z, dim=1) @ F.normalize(rows, dim=1).t()).argmax(1),
+    )
     return max(float((codes == look.codes[:, 0]).double().mean()) for codes in found)
 
 
@@ -264,9 +290,14 @@ def _by_value(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
 
 
 def _among(values: Tensor, rows: Tensor) -> bool:
-    gaps = torch.cdist(values.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    gaps = (
+        torch.cdist(values.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    )
     return bool((gaps <= 1e-3 * values.double().norm(dim=1).mean()).all())
 
 
 def _names(slots: tuple[Slot, ...]) -> str:
-    return ", ".join(f"{slot.name}{list(slot.index) if slot.index else ''}{' transposed' if slot.transposed else ''}" for slot in slots)
+    return ", ".join(
+        f"{slot.name}{list(slot.index) if slot.index else ''}{' transposed' if slot.transposed else ''}"
+        for slot in slots
+    )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vqverify import capture
-from vqverify.discovery.bench import Bench, Look
 from vqverify.discovery.codebook import effective
 from vqverify.discovery.layouts import scale_of
 from vqverify.plan import TOKENS, Call, Decoder, arrange, enter, sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqverify.discovery.bench import Bench, Look
 
 FORMS = ("BN", "NL", "BNL", "N", "LN", "LBN", "BLN", "BHW", "BHWL", "BLHW", "N1", "B1N", "BN1")
 OUTPUTS = ("ND", "BND", "BDN", "BHWD", "BDHW", "DN")
@@ -27,7 +31,11 @@ def public_methods(module: nn.Module, required: int) -> Iterator[str]:
         if name.startswith("_") or hasattr(nn.Module, name) or not inspect.isfunction(method):
             continue
         parameters = list(inspect.signature(method).parameters.values())[1:]
-        needed = [p for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+        needed = [
+            p
+            for p in parameters
+            if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
+        ]
         forced = [p for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
         if len(needed) == required and not forced:
             yield name
@@ -81,7 +89,13 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
     groups = look.groups if len(call.codes) == 1 else ()
     weaker: tuple[Decoder, str, bool] | None = None
     for form in dict.fromkeys([*own, *FORMS]):
-        levels = groups if form.count("L") == len(groups) else (look.codes.shape[1],) if form.count("L") == 1 else ()
+        levels = (
+            groups
+            if form.count("L") == len(groups)
+            else (look.codes.shape[1],)
+            if form.count("L") == 1
+            else ()
+        )
         if form.count("L") != len(levels) or math.prod(levels) != look.codes.shape[1]:
             continue
         shaped = enter(look.codes.reshape(-1, *levels), form)
@@ -92,10 +106,18 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
             returned = bench.trial.guarded(name, shaped.clone())
         if returned is None:
             if weaker is None and form in own and _looked_up(bench, look, recorder.tensors):
-                weaker = Decoder(name, form, call.z_q.form, levels), f"raises {bench.trial.error} after it looked the codes up", False
+                weaker = (
+                    Decoder(name, form, call.z_q.form, levels),
+                    f"raises {bench.trial.error} after it looked the codes up",
+                    False,
+                )
             continue
         value = returned[0]
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != look.z_q.numel():
+        if (
+            not isinstance(value, Tensor)
+            or not value.is_floating_point()
+            or value.numel() != look.z_q.numel()
+        ):
             continue
         output = _matching(look, value, 1e-3)
         if output is not None:
@@ -104,7 +126,11 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
         if near is not None and weaker is None:
             weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly", False
         elif weaker is None and _same_values(look.z_q, value):
-            weaker = Decoder(name, form, _expected(call.z_q.form, value), levels), "gives the values of z_q in another order", False
+            weaker = (
+                Decoder(name, form, _expected(call.z_q.form, value), levels),
+                "gives the values of z_q in another order",
+                False,
+            )
     return weaker
 
 
@@ -115,14 +141,20 @@ def _matching(look: Look, value: Tensor, tolerance: float) -> str | None:
     for form in OUTPUTS:
         size = {**sizes(form, n, 1), "D": dim}
         want = arrange(look.z_q, form, size)
-        if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(float(spread), 1e-12):
+        if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(
+            float(spread), 1e-12
+        ):
             return form
     return None
 
 
 def _expected(form: str, value: Tensor) -> str:
     """z_q's own form, or one with the tensor's number of axes."""
-    return form if len(form) == value.ndim else next((known for known in OUTPUTS if len(known) == value.ndim), form)
+    return (
+        form
+        if len(form) == value.ndim
+        else next((known for known in OUTPUTS if len(known) == value.ndim), form)
+    )
 
 
 def _same_values(a: Tensor, b: Tensor) -> bool:

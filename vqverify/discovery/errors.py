@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vqverify.target import TargetError
 
-_TEMPLATE = '''
+_TEMPLATE = """
 from vqverify.plan import Call, Output, Plan, Slot
 
 class Adapter:
@@ -12,7 +12,7 @@ class Adapter:
     def plan(module, kwargs):
         call = Call("BND", z_q=Output((0,), "BND"), codes=(Output((1,), "BN"),), losses=(Output((2,)),))
         return Plan(dim={dim}, calls=(call,), slots=(Slot("codebook"),), method="__call__")
-'''
+"""
 
 
 class DiscoveryError(TargetError):

@@ -6,18 +6,47 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from vqverify.plan import TOKENS, arrange, gather
 from vqverify.state import all_tensors
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
 # what layers accept, the one that serves any number of latents first: with a batch axis the field's layers
 # are on their main path, and a bare (N, D) is sometimes read as N batch entries of one latent
 LAYOUTS = ("BND", "BDN", "BDHW", "BHWD", "ND", "BDTHW", "BTHWD")
-_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107)
+_PRIMES = (
+    3,
+    5,
+    7,
+    11,
+    13,
+    17,
+    19,
+    23,
+    29,
+    31,
+    37,
+    41,
+    43,
+    47,
+    53,
+    59,
+    61,
+    67,
+    71,
+    73,
+    79,
+    83,
+    89,
+    97,
+    101,
+    103,
+    107,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +128,9 @@ def _subsets(values: list[int]) -> Iterator[list[int]]:
         yield [value for bit, value in enumerate(values) if mask >> bit & 1]
 
 
-def integers(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[list[int], set[int]]:
+def integers(
+    module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> tuple[list[int], set[int]]:
     """Every size that could be D, likeliest first, and every size that probes must avoid."""
     given = list(_ints(kwargs))
     try:
@@ -107,7 +138,11 @@ def integers(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str
     except (TypeError, ValueError):
         defaults = []
     shapes = [size for tensor in all_tensors(module).values() for size in tensor.shape]
-    sums = [math.prod(tensor.shape) for tensor in all_tensors(module).values() if tensor.ndim == 2 and tensor.numel() < 4096]
+    sums = [
+        math.prod(tensor.shape)
+        for tensor in all_tensors(module).values()
+        if tensor.ndim == 2 and tensor.numel() < 4096
+    ]
     named = [value for value in _ints(defaults) if value in shapes]
     logs = [value.bit_length() - 1 for value in given if value > 1 and value & (value - 1) == 0]
     likely = [*given, *named, *shapes, *_ints(defaults), *logs]

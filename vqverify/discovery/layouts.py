@@ -6,8 +6,8 @@ latent is replaced, only its own place in the output may change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from vqverify import state
 from vqverify.discovery.forms import LAYOUTS, Grid, grid
 from vqverify.discovery.trial import Path, Trial
 from vqverify.plan import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NUDGE = 1e-3  # relative change of a latent that moves z_e and leaves a code alone
 Returned = list[tuple[Path, Tensor]]
@@ -32,9 +35,12 @@ class Candidate:
         z_q: the output taken for z_q.
         train: the pass was made in train mode, because eval raised.
         leak: share of other latents' places that changed with one latent.
+        spill: share of them that changed by a fifth of the output's size: what a wrong layout does, while batch
+            statistics and hidden state leak everywhere, but little.
         reach: share of replaced latents whose own place changed.
         constant: share of latents whose z_q stays under a tiny change of z.
         attached: a gradient reaches z from it in train mode.
+        trains: a pass in train mode works too.
         codes: number of integer outputs with one entry a latent.
         repeats: two equal calls from one state and seed give the same.
         warm: judged after training passes, because latents leaked before them.
@@ -46,17 +52,24 @@ class Candidate:
     z_q: Output
     train: bool
     leak: float
+    spill: float
     reach: float
     constant: float
     attached: bool
+    trains: bool
     codes: int
     repeats: bool
     warm: bool = False
 
     def rank(self) -> tuple[object, ...]:
         """Sorts the likeliest reading first; the order of layouts breaks ties."""
-        # leaks are compared roughly: where every call differs, each layout leaks into all other places
-        return (round(self.leak, 1), "1" in self.z_q.form, self.reach == 0, self.constant < 0.9, not self.attached)
+        return (
+            round(self.spill, 1),
+            "1" in self.z_q.form,
+            self.reach == 0,
+            self.constant < 0.9,
+            not self.attached,
+        )
 
 
 def differs(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
@@ -105,7 +118,11 @@ def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
         again = _read(trial, where, dtype)
     finally:
         trial.base = cold
-    return found if again is None or again.leak >= found.leak else replace(again, warm=True)
+    return (
+        found
+        if again is None or (again.spill, again.leak) >= (found.spill, found.leak)
+        else replace(again, warm=True)
+    )
 
 
 def _read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
@@ -126,9 +143,9 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
     ]
     if not outputs:
         return None
-    leak, reach = _locality(trial, where, x, returned, outputs, train=train)
+    leak, spill, reach = _locality(trial, where, x, returned, outputs, train=train)
     constant = _constancy(trial, where, x, returned, outputs, train=train)
-    attached = _attached(trial, where, x, outputs)
+    attached, trains = _attached(trial, where, x, outputs)
     codes = sum(
         not value.is_floating_point() and value.dtype != torch.bool and bool(where.form(value.shape, "L"))
         for _, value in returned
@@ -139,20 +156,44 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
         value = table[outputs[index].path]
         hot = bool(((value == 0) | (value == 1)).all())
         same = torch.equal(where.rows(value, outputs[index].form), x)
-        return (leak[index] > 0, hot and len(outputs) > 1, same, constant[index] < 0.9, not attached[index], index)
+        return (
+            leak[index] > 0,
+            spill[index] > 0,
+            hot and len(outputs) > 1,
+            same,
+            constant[index] < 0.9,
+            not attached[index],
+            index,
+        )
 
     best = min(range(len(outputs)), key=order)
     again = dict(trial.run(where.put(x), train=train) or ()).get(outputs[best].path)
-    repeats = again is not None and again.shape == table[outputs[best].path].shape and not differs(again, table[outputs[best].path], 0.0).any()
+    repeats = (
+        again is not None
+        and again.shape == table[outputs[best].path].shape
+        and not differs(again, table[outputs[best].path], 0.0).any()
+    )
     return Candidate(
-        where, x, returned, outputs[best], train, leak[best], reach[best], constant[best], attached[best], codes, repeats
+        where,
+        x,
+        returned,
+        outputs[best],
+        train,
+        leak[best],
+        spill[best],
+        reach[best],
+        constant[best],
+        attached[best],
+        trains,
+        codes,
+        repeats,
     )
 
 
 def _locality(
     trial: Trial, where: Grid, x: Tensor, before: Returned, outputs: list[Output], *, train: bool
-) -> tuple[list[float], list[float]]:
-    leak, reach = [0.0] * len(outputs), [0.0] * len(outputs)
+) -> tuple[list[float], list[float], list[float]]:
+    leak, spill, reach = ([0.0] * len(outputs) for _ in range(3))
     picks = (where.n // 2, 1, where.n - 2)
     old = dict(before)
     for step, token in enumerate(picks):
@@ -162,14 +203,15 @@ def _locality(
         new = dict(after or ())
         for index, output in enumerate(outputs):
             if output.path not in new or new[output.path].shape != old[output.path].shape:
-                leak[index] = 1.0
+                leak[index] = spill[index] = 1.0
                 continue
             was, now = where.rows(old[output.path], output.form), where.rows(new[output.path], output.form)
-            changed = differs(was, now, 1e-4 * scale_of(was))
+            changed, much = (differs(was, now, share * scale_of(was)) for share in (1e-4, 0.2))
             reach[index] += float(changed[token]) / len(picks)
-            changed[token] = False
+            changed[token] = much[token] = False
             leak[index] = max(leak[index], float(changed.double().mean()))
-    return leak, reach
+            spill[index] = max(spill[index], float(much.double().mean()))
+    return leak, spill, reach
 
 
 def _constancy(
@@ -190,15 +232,16 @@ def _constancy(
     return found
 
 
-def _attached(trial: Trial, where: Grid, x: Tensor, outputs: list[Output]) -> list[bool]:
+def _attached(trial: Trial, where: Grid, x: Tensor, outputs: list[Output]) -> tuple[list[bool], bool]:
     leaf = x.clone().requires_grad_()
-    returned = dict(trial.run(where.put(leaf), train=True, grad=True) or ())
+    every = trial.run(where.put(leaf), train=True, grad=True)
+    returned = dict(every or ())
     found: list[bool] = []
     for output in outputs:
         value = returned.get(output.path)
         grad = pull_sum(value, leaf)
         found.append(grad is not None and bool(grad.any()))
-    return found
+    return found, every is not None
 
 
 def pull_sum(value: Tensor | None, leaf: Tensor) -> Tensor | None:

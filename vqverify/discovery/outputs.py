@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vqverify.discovery.forms import Grid
 from vqverify.discovery.layouts import Candidate, scale_of
-from vqverify.discovery.trial import Path, Trial
 from vqverify.plan import Output
 from vqverify.state import all_tensors
+
+if TYPE_CHECKING:
+    from vqverify.discovery.forms import Grid
+    from vqverify.discovery.trial import Path, Trial
 
 
 def code_rows(where: Grid, value: Tensor, form: str) -> Tensor:
@@ -30,7 +33,9 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
     """
     where = found.grid
     whole = [
-        (path, value) for path, value in found.returned if not value.is_floating_point() and value.dtype != torch.bool
+        (path, value)
+        for path, value in found.returned
+        if not value.is_floating_point() and value.dtype != torch.bool
     ]
     groups = _families(where, whole, "L")
     kind = "integers"
@@ -38,7 +43,10 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
         floats = [
             (path, value)
             for path, value in found.returned
-            if value.is_floating_point() and value.ndim and path != found.z_q.path and bool((value == value.round()).all())
+            if value.is_floating_point()
+            and value.ndim
+            and path != found.z_q.path
+            and bool((value == value.round()).all())
         ]
         hot = [(p, v) for p, v in floats if v.numel() > where.n and bool(((v == 0) | (v == 1)).all())]
         groups = [g for g in _families(where, hot, "K") if all(_is_one_hot(where, v, o.form) for o, v in g)]
@@ -70,7 +78,9 @@ def is_function(codes: Tensor, z_q: Tensor) -> bool:
     return bool((gap <= 1e-3 * scale_of(z_q)).all())
 
 
-def _families(where: Grid, values: list[tuple[Path, Tensor]], letter: str) -> list[list[tuple[Output, Tensor]]]:
+def _families(
+    where: Grid, values: list[tuple[Path, Tensor]], letter: str
+) -> list[list[tuple[Output, Tensor]]]:
     """Outputs that can hold codes; tensors of one shape side by side in a list are one a level."""
     fitting = [
         (Output(path, form), value)
@@ -81,7 +91,9 @@ def _families(where: Grid, values: list[tuple[Path, Tensor]], letter: str) -> li
     families: dict[object, list[tuple[Output, Tensor]]] = {}
     for output, value in fitting:
         inside = len(output.path) > 1 and isinstance(output.path[-1], int)
-        families.setdefault((output.path[:-1], output.form, value.shape) if inside else output.path, []).append((output, value))
+        families.setdefault(
+            (output.path[:-1], output.form, value.shape) if inside else output.path, []
+        ).append((output, value))
     return list(families.values())
 
 
@@ -100,7 +112,9 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
     returned = trial.run(where.put(leaf), train=True, grad=True) or trial.run(where.put(leaf), grad=True)
     if returned is None:
         return (), f"no pass with gradients could be made: {trial.error}"
-    weights = [t for t in all_tensors(trial.module).values() if t.requires_grad and t.is_leaf and t.numel() > 1]
+    weights = [
+        t for t in all_tensors(trial.module).values() if t.requires_grad and t.is_leaf and t.numel() > 1
+    ]
     outputs: list[Output] = []
     gradients: list[Tensor] = []
     metrics: list[Path] = []
@@ -114,7 +128,11 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
             outputs.append(Output(path, "L" * value.ndim))
             gradients.append(gradient)
     kept = _without_parts(gradients)
-    text = f"{len(outputs)} output(s) from which a gradient reaches z or a weight" if outputs else "no output has a gradient"
+    text = (
+        f"{len(outputs)} output(s) from which a gradient reaches z or a weight"
+        if outputs
+        else "no output has a gradient"
+    )
     if len(kept) < len(outputs):
         text += f"; {len(outputs) - len(kept)} of them are already in the total"
     if metrics:
@@ -137,7 +155,9 @@ def _gradient(value: Tensor, leaves: list[Tensor]) -> Tensor | None:
         return None
     if all(grad is None for grad in grads):
         return None
-    parts = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves, strict=True)]
+    parts = [
+        torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves, strict=True)
+    ]
     return torch.cat([part.detach().reshape(-1).double() for part in parts])
 
 

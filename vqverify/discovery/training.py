@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vqverify import state
-from vqverify.discovery.bench import Bench
 from vqverify.discovery.codebook import effective, view
 from vqverify.plan import Slot, enter
-from vqverify.quantizer import Quantized
+
+if TYPE_CHECKING:
+    from vqverify.discovery.bench import Bench
+    from vqverify.quantizer import Quantized
 
 COARSE = 0.2  # a broken accumulator is still recognised, and then checked tightly
 STEPS = 3
@@ -32,7 +35,11 @@ def find_warm(bench: Bench, *, leaked: bool) -> tuple[int, str]:
     once = [name for name in seen[0] if _moved(seen, name) == (True, False, False)]
     if not once and not leaked:
         return 0, "nothing changes in the first training pass alone"
-    why = f"{', '.join(once[:3])} change in the first training pass alone" if once else "latents mix until a training pass was made"
+    why = (
+        f"{', '.join(once[:3])} change in the first training pass alone"
+        if once
+        else "latents mix until a training pass was made"
+    )
     # the same passes that `Layer.warm_up` makes
     z = bench.latents(64, 0)
     bench.trial.run(enter(z, bench.plan.calls[0].layout), train=True, seed=0)
@@ -42,7 +49,9 @@ def find_warm(bench: Bench, *, leaked: bool) -> tuple[int, str]:
 
 
 def _values(module: nn.Module) -> dict[str, object]:
-    found: dict[str, object] = {name: tensor.detach().clone() for name, tensor in state.all_tensors(module).items()}
+    found: dict[str, object] = {
+        name: tensor.detach().clone() for name, tensor in state.all_tensors(module).items()
+    }
     for prefix, child in module.named_modules():
         for name, value in vars(child).items():
             if name != "training" and (value is None or isinstance(value, bool | int | float)):
@@ -51,7 +60,7 @@ def _values(module: nn.Module) -> dict[str, object]:
 
 
 def _moved(seen: list[dict[str, object]], name: str) -> tuple[bool, ...]:
-    return tuple(not _same(a.get(name), b.get(name)) for a, b in zip(seen, seen[1:], strict=False))
+    return tuple(not _same(a.get(name), b.get(name)) for a, b in pairwise(seen))
 
 
 def _same(a: object, b: object) -> bool:
@@ -86,9 +95,12 @@ def find_accumulators(bench: Bench) -> tuple[tuple[tuple[Slot, Slot], ...], str]
         history.append((before, _floats(module)))
         latent = _latents(out) or _residuals(z, out.codes, books)
         counted.append([_counts(out.codes[:, level], len(book)) for level, book in enumerate(books)])
-        summed.append([
-            None if latent is None else _sums(latent[level], out.codes[:, level], len(book)) for level, book in enumerate(books)
-        ])
+        summed.append(
+            [
+                None if latent is None else _sums(latent[level], out.codes[:, level], len(book))
+                for level, book in enumerate(books)
+            ]
+        )
     bench.reset()
     pairs: list[tuple[Slot, Slot]] = []
     fits: list[float] = []
@@ -135,7 +147,9 @@ def _counts(codes: Tensor, size: int) -> Tensor:
 
 
 def _sums(z: Tensor, codes: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, z.shape[1], dtype=torch.float64).index_add_(0, codes.clamp(0, size - 1), z.double())
+    return torch.zeros(size, z.shape[1], dtype=torch.float64).index_add_(
+        0, codes.clamp(0, size - 1), z.double()
+    )
 
 
 def _latents(out: Quantized) -> list[Tensor]:
@@ -155,15 +169,20 @@ def _residuals(z: Tensor, codes: Tensor, books: list[Tensor]) -> list[Tensor] | 
 
 
 def _best(
-    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]], wanted: list[Tensor | None], shape: tuple[int, ...],
-    taken: set[tuple[str, tuple[int, ...]]], slots: tuple[Slot, ...],
+    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]],
+    wanted: list[Tensor | None],
+    shape: tuple[int, ...],
+    taken: set[tuple[str, tuple[int, ...]]],
+    slots: tuple[Slot, ...],
 ) -> tuple[float, Slot] | None:
     best: tuple[float, Slot] | None = None
     books = {(slot.name, slot.index) for slot in slots}
     for name, tensor in history[0][0].items():
         for index in product(*(range(size) for size in tensor.shape[: tensor.ndim - len(shape)])):
             for transposed in (False, True)[: len(shape)]:
-                if (name, index) in taken | books or tuple(tensor[index].t().shape if transposed else tensor[index].shape) != shape:
+                if (name, index) in taken | books or tuple(
+                    tensor[index].t().shape if transposed else tensor[index].shape
+                ) != shape:
                     continue
                 fit = _fit(history, wanted, name, index, transposed=transposed)
                 if fit < COARSE and (best is None or fit < best[0]):
@@ -172,8 +191,12 @@ def _best(
 
 
 def _fit(
-    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]], wanted: list[Tensor | None], name: str, index: tuple[int, ...],
-    *, transposed: bool,
+    history: list[tuple[dict[str, Tensor], dict[str, Tensor]]],
+    wanted: list[Tensor | None],
+    name: str,
+    index: tuple[int, ...],
+    *,
+    transposed: bool,
 ) -> float:
     """Residual of x' − x = c (w − x) over all steps, relative to the change, with c in (0, 1]."""
     changes: list[Tensor] = []

@@ -63,7 +63,13 @@ class Trial:
         self.base = self.origin = state.take(self.module)
 
     def run(
-        self, x: Tensor, *, train: bool = False, grad: bool = False, seed: int = 1, change: Callable[[], object] | None = None,
+        self,
+        x: Tensor,
+        *,
+        train: bool = False,
+        grad: bool = False,
+        seed: int = 1,
+        change: Callable[[], object] | None = None,
         go_on: bool = False,
     ) -> list[tuple[Path, Tensor]] | None:
         """Every tensor that one call returns, by path; None if it raised. The state after it stays to be seen.
@@ -94,7 +100,9 @@ class Trial:
         self.error = ""
         try:
             with (
-                contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), forked(seed),
+                contextlib.redirect_stdout(io.StringIO()),
+                warnings.catch_warnings(),
+                forked(seed),
                 torch.set_grad_enabled(grad),
             ):
                 warnings.simplefilter("ignore")
