@@ -277,7 +277,7 @@ def test_bfloat16_latents_meet_a_float32_codebook():
     [
         ({"dim": 0}, "dim must be an int of at least 1; it was 0"),
         ({"codebook_size": 2.0}, "codebook_size must be an int"),
-        ({"estimator": "rotate"}, "estimator must be one of 'rotation', 'straight-through'.*'rotate'"),
+        ({"estimator": "rotate"}, r"estimator must be one of 'rotation', 'straight-through'.*'rotate'"),
         ({"metric": "dot"}, "metric must be one of"),
         ({"decay": 1.5}, r"decay must be a number in \[0, 1\]; it was 1.5"),
         ({"commitment_weight": -1}, "commitment_weight must be"),
@@ -295,7 +295,7 @@ def test_bad_input_is_named():
     layer = VectorQuantizer(4, 8)
     with pytest.raises(ValueError, match="z must have 4 entries along the last axis; its shape was"):
         layer(torch.zeros(3, 5))
-    with pytest.raises(TypeError, match="z must have a floating-point dtype; it was torch.int64"):
+    with pytest.raises(TypeError, match=r"z must have a floating-point dtype; it was torch\.int64"):
         layer(torch.zeros(3, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match="z must be a tensor; it was a list"):
         layer([1.0])

@@ -1,4 +1,4 @@
-"""Affine reparametrization of a codebook: all codes move together (Huh et al. 2023, section 4.1; T25, T26)."""
+"""Affine reparametrization of a codebook: all codes move together (Huh et al. 2023, section 4.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vqverify.reference.codebooks import all_reduce_sum
 
 
 class LearnableAffine(nn.Module):
-    """c = (1 + aS) ⊙ x + aB with learnt S and B, shared by the codes of a group (001 eq. 15 and appendix A.1).
+    """c = (1 + aS) ⊙ x + aB with learnt S and B, shared by the codes of a group (001 eq. 15; T25).
 
     One step of SGD moves codes that no latent chose, too; the rate of S and B is a²η (T25).
 
@@ -36,7 +36,7 @@ class LearnableAffine(nn.Module):
         self.scale = nn.Parameter(torch.zeros(groups, dim))
         self.bias = nn.Parameter(torch.zeros(groups, dim))
 
-    def forward(self, codebook: Tensor) -> Tensor:
+    def forward(self, codebook: Tensor, *, previous: bool = False) -> Tensor:  # noqa: ARG002 - see MomentAffine
         """Return the effective codes (K, D).
 
         Raises:
@@ -51,7 +51,7 @@ class LearnableAffine(nn.Module):
 
 
 class MomentAffine(nn.Module):
-    """c = (σ_e/σ_x)(x - μ_x) + μ_e: the codes take the mean and deviation of the latents (001 eq. 38-45; T26).
+    """c = (σ_e/σ_x)(x - μ_x) + μ_e: the codes take the mean and deviation of the latents (001 eq. 43; T26).
 
     μ_e, σ_e are moving moments of the latents over batches; the variance of the batch means is part of σ_e.
     μ_x, σ_x are the moments of the codes x themselves (their group's), now. A channel in which all codes of a
@@ -79,9 +79,14 @@ class MomentAffine(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self._before: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, codebook: Tensor) -> Tensor:
+    def forward(self, codebook: Tensor, *, previous: bool = False) -> Tensor:
         """Return the effective codes (K, D); the moments count as constants.
+
+        Args:
+            codebook: x (K, D).
+            previous: by the moments as they were before the last batch.
 
         Raises:
             ValueError: if K is no multiple of the groups.
@@ -89,20 +94,26 @@ class MomentAffine(nn.Module):
         x = _in_groups(codebook, self.groups)
         centre = x.detach().mean(1, keepdim=True)
         deviation = x.detach().var(1, keepdim=True, correction=0).sqrt()
-        scale = torch.where(deviation > 0, self.variance.sqrt() / deviation, 1)
-        c = (scale * (x - centre) + self.mean).reshape(codebook.shape).to(codebook.dtype)
-        return torch.where(self.seen > 0, c, codebook)
+        mean, variance, seen = self.mean, self.variance, self.seen
+        if previous and self._before is not None:
+            mean, variance, seen = self._before
+        scale = torch.where(deviation > 0, variance.sqrt() / deviation, 1)
+        c = (scale * (x - centre) + mean).reshape(codebook.shape).to(codebook.dtype)
+        return torch.where(seen > 0, c, codebook)
 
     @torch.no_grad()
     def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
         """Update the moments by a batch of latents (..., D); those with ``keep`` False do not count."""
         rows = z.reshape(-1, z.shape[-1]) if keep is None else z[keep]
-        totals = torch.cat([rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)])
+        totals = torch.cat(
+            [rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)]
+        )
         totals = all_reduce_sum(totals)
         if not bool(totals[0] > 0):
             return
         mean = totals[1:] / totals[0]
         variance = all_reduce_sum((rows - mean).square().sum(0)) / totals[0]
+        self._before = (self.mean.clone(), self.variance.clone(), self.seen.clone())
         # the first batch sets the moments; a moving average would remember the arbitrary start
         decay = self.decay if bool(self.seen > 0) else 0.0
         shift = mean - self.mean

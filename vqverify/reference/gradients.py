@@ -1,8 +1,8 @@
 """Gradient estimators that need the decoder: exact, double forward, Hessian (Fifty et al. 2024, section 3).
 
 Here ``f`` is the task loss as a function of the decoder's input: f(x) returns a scalar that is a sum over the
-rows of x (N, D), or any scalar if the rows interact. g(x) is its gradient. The straight-through estimator hands
-g(q) to the encoder where g(z) is meant; the difference is the gradient gap.
+rows of x (N, D), or any scalar if the rows interact. g(x) is its gradient. The straight-through estimator
+hands g(q) to the encoder where g(z) is meant; the difference is the gradient gap.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def exact_loss(f: Task, z: Tensor, q: Tensor) -> Tensor:
 
 
 def double_forward(f: Task, z: Tensor, q: Tensor, scale: float = 1000.0) -> Tensor:
-    """Return f(q) + f(z)/N with the gradient of the second term at ``z`` multiplied by N (000 section 3; T15).
+    """Return f(q) + f(z)/N with the second term's gradient at ``z`` times N (000 section 3; T15).
 
     The encoder receives g(z) exactly, the decoder ∂f(q) + ∂f(z)/N: a relative contamination of
-    |∂f(z)|/(N|∂f(q)|), unbounded at an optimum of the decoder. Only the branch through ``z`` is scaled; f runs
-    on both inputs, which a normalisation layer in it will notice.
+    |∂f(z)|/(N|∂f(q)|), unbounded at an optimum of the decoder. Only the branch through ``z`` is scaled; f
+    runs on both inputs, which a normalisation layer in it will notice.
 
     Args:
         f: the task loss.

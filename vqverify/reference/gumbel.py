@@ -85,4 +85,3 @@ class GumbelVQ(nn.Module):
         log_p = torch.log_softmax(logits, -1)
         divergence = (log_p.exp() * (log_p + math.log(self.codebook_size))).sum(-1)
         return self.kl_weight * divergence.sum() / max(1, divergence.numel())
-

@@ -37,9 +37,9 @@ def kmeans(
 ) -> Clusters:
     """Run Lloyd's algorithm from distinct random rows of the data. **Stochastic**: draws one permutation.
 
-    With fewer latents than codes every latent is a centre and the further centres repeat them in turn; ties go
-    to the lowest index, so that a repetition gets no latents. A centre that loses its latents stays. With
-    ``metric="cosine"`` latents are replaced by directions and centres by the directions of means.
+    With fewer latents than codes every latent is a centre and the further centres repeat them in turn;
+    ties go to the lowest index, so that a repetition gets no latents. A centre that loses its latents
+    stays. With ``metric="cosine"`` latents are replaced by directions and centres by the directions of means.
 
     Args:
         z: latents (..., D), at least one.

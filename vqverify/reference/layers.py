@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqverify.reference import _checks
 from vqverify.reference.affine import LearnableAffine, MomentAffine
 from vqverify.reference.codebooks import broadcast
-from vqverify.reference.estimators import ESTIMATORS, synchronize
+from vqverify.reference.estimators import ESTIMATORS, straight_through, synchronize
 from vqverify.reference.initialise import kmeans
 from vqverify.reference.learners import Learner
 from vqverify.reference.lookup import directions, nearest_codes
@@ -53,8 +53,8 @@ class VectorQuantizer(nn.Module):
     codebook before the step; under activation checkpointing the second run of a pass uses that codebook again
     and moves nothing (one pass between backwards, then). Eval mode changes nothing.
 
-    Construction draws the codes from the global generator. A pass draws from it only if ``temperature`` > 0, a
-    code is replaced, or k-means starts: all in train mode.
+    Construction draws the codes from the global generator. A pass draws from it only if ``temperature`` >
+    0, a code is replaced, or k-means starts: all in train mode.
 
     Attributes:
         codebook: the codes (K, D): a buffer, or a parameter with ``learning="gradient"``.
@@ -94,8 +94,8 @@ class VectorQuantizer(nn.Module):
                 update see the directions of the latents only.
             decay: γ in [0, 1] of the moving averages.
             commitment_weight: weight of mean |z - sg q|².
-            learning: ``"ema"``, ``"memoryless"``, ``"gradient"`` (codes are a parameter, moved by the codebook
-                loss) or ``"none"``; see :data:`vqverify.reference.learners.RULES`.
+            learning: ``"ema"``, ``"memoryless"``, ``"gradient"`` (codes are a parameter, moved by the
+                codebook loss) or ``"none"``; see :data:`vqverify.reference.learners.RULES`.
             codebook_weight: weight of mean |sg z - q|²; used by ``learning="gradient"`` alone.
             smoothing: ε of Laplace smoothing in ``"ema"``; 0 for none (codes shrink with it, T21).
             channel_first: latents are (B, D, ...) (images, for one) and not (..., D).
@@ -112,7 +112,9 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.dim = _checks.positive_int("dim", dim)
         self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
-        self.estimator = estimator if callable(estimator) else _checks.choice("estimator", estimator, ESTIMATORS)
+        self.estimator = (
+            estimator if callable(estimator) else _checks.choice("estimator", estimator, ESTIMATORS)
+        )
         self.cosine = _checks.choice("metric", metric, {"euclidean": False, "cosine": True})
         self.commitment_weight = _checks.number("commitment_weight", commitment_weight)
         self.codebook_weight = _checks.number("codebook_weight", codebook_weight)
@@ -145,8 +147,8 @@ class VectorQuantizer(nn.Module):
         """Quantize latents.
 
         Args:
-            z: latents (..., D), or (B, D, ...) with ``channel_first``; any floating-point dtype; finite, except
-                where masked.
+            z: latents (..., D), or (B, D, ...) with ``channel_first``; any floating-point dtype; finite,
+                except where masked.
             mask: bool, the shape of the codes; False drops a latent from everything: its z_q is 0, its code
                 -1, its gradient 0, and no loss or state sees it.
 
@@ -178,7 +180,7 @@ class VectorQuantizer(nn.Module):
         again = self.training and _recomputing()
         if self.training and self.initialisation == "kmeans" and not again:
             self._start(latents, mask)
-        codebook = self._before if again and self._before is not None else self.effective_codebook()
+        codebook = self.effective_codebook(previous=again)
         if self.training and self.temperature:
             codes = sample_codes(latents, codebook, self.temperature)
         else:
@@ -209,13 +211,20 @@ class VectorQuantizer(nn.Module):
         q = torch.where((index >= 0).unsqueeze(-1), q, 0)
         return q.movedim(-1, 1) if self.channel_first else q
 
-    def effective_codebook(self) -> Tensor:
-        """Return the codes (K, D) that latents are compared with, differentiable where they are learnt so."""
+    def effective_codebook(self, *, previous: bool = False) -> Tensor:
+        """Return the codes (K, D) that latents are compared with, differentiable where they are learnt so.
+
+        Args:
+            previous: as they were before the last step in train mode.
+        """
+        codes = self.codebook
+        if previous and self._before is not None:
+            codes = straight_through(codes, self._before)
         if self.affine is not None:
             # a copy: replacing codes must not change what backward needs
-            return self.affine(self.codebook.clone())
+            return self.affine(codes.clone(), previous=previous)
         learnt = self.cosine and self.learner.rule == "gradient"
-        return directions(self.codebook.clone()) if learnt else self.codebook
+        return directions(codes.clone()) if learnt else codes
 
     @torch.no_grad()
     def set_codebook(self, codes: Tensor) -> None:
@@ -238,7 +247,9 @@ class VectorQuantizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizer:
         """Move or cast the module, but keep the accumulators in at least float32."""
-        before = {name: value for name, value in self.named_buffers(recurse=False) if name in ("counts", "sums")}
+        before = {
+            name: value for name, value in self.named_buffers(recurse=False) if name in ("counts", "sums")
+        }
         super()._apply(fn, recurse)
         for name, value in before.items():
             moved = getattr(self, name)
@@ -291,4 +302,4 @@ def _initial_codes(name: str, size: int, dim: int) -> Tensor:
 
 def _recomputing() -> bool:
     """Return whether this pass runs inside a backward: activation checkpointing runs it a second time."""
-    return torch._C._current_graph_task_id() != -1  # noqa: SLF001  # pyright: ignore
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]

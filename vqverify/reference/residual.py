@@ -76,7 +76,8 @@ class ResidualVQ(nn.Module):
             _checks.mask(mask, rows.shape[:-1])
             rows = torch.where(mask.unsqueeze(-1), rows, 0)
         attached = anchor = rows
-        z_q, loss, codes = None, None, list[Tensor]()
+        z_q = loss = None
+        codes: list[Tensor] = []
         for level in cast("Iterable[VectorQuantizer]", self.levels):
             out = level.quantize(attached, anchor, mask)
             attached = attached - out.z_q

@@ -1,0 +1,162 @@
+"""The rotation trick applied to vectors: in closed form, chunk by chunk (theory T1, T5, T6)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+_CHUNK = 1 << 18
+"""Elements of one row chunk of the rotation: 1 MiB in float32, so that the passes over it stay in
+cache."""
+
+
+def antiparallel_threshold(dim: int, dtype: torch.dtype = torch.float32) -> float:
+    """Return σ₀ = (4D + 16) u: below it B₁ exceeds 1 and :func:`rotate` is the identity (T6)."""
+    return (4 * dim + 16) * torch.finfo(_wide(dtype)).eps / 2
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that the arithmetic is done in: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+# The signatures below are those of torch.autograd.Function, used or not.
+# ruff: noqa: ARG004
+
+
+class Turn(Function):
+    """x -> J x or J^T x: linear in x, hence its own derivative with the transpose flipped, to every order."""
+
+    @staticmethod
+    def forward(x: Tensor, z: Tensor, q: Tensor, transpose: bool) -> Tensor:
+        dim = z.shape[-1]
+        wide = _wide(z.dtype)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        step = max(1, _CHUNK // max(1, dim))
+        rows = [t.reshape(-1, dim).split(step) for t in (x, z, q)]
+        work = z.new_empty(3, min(step, max(1, out.numel() // max(1, dim))), dim, dtype=wide)
+        for x_part, z_part, q_part, out_part in zip(*rows, out.view(-1, dim).split(step), strict=True):
+            v, s, product = work[:, : len(out_part)]
+            target = out_part if out.dtype == wide else product
+            x_wide, z_wide, q_wide = (t.to(wide) for t in (x_part, z_part, q_part))
+            _turn_rows(x_wide, z_wide, q_wide, target, (v, s, product), transpose=transpose)
+            if target is product:
+                out_part.copy_(product)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:3])
+        ctx.save_for_forward(*inputs[1:3])
+        ctx.transpose = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        z, q = ctx.saved_tensors
+        return Turn.apply(grad_outputs[0], z, q, not ctx.transpose), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Tensor) -> Tensor:
+        z, q = ctx.saved_tensors
+        return Turn.apply(grad_inputs[0], z, q, ctx.transpose)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        *tensors, transpose = args
+        front = [
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip(tensors, in_dims, strict=False)
+        ]
+        return Turn.apply(*front, transpose), 0
+
+
+def _turn_rows(
+    x: Tensor, z: Tensor, q: Tensor, out: Tensor, work: tuple[Tensor, Tensor, Tensor], *, transpose: bool
+) -> None:
+    """Write J x or J^T x, as λx + α s + β v̂, for one chunk of rows; ``out`` may be ``work[2]``."""
+    v, s, product = work
+    norms = _norms(z, q)
+    ratio: Tensor | float = 1.0
+    if not torch.compiler.is_compiling() and not _squares_fit(norms):
+        (z, scale_z), (q, scale_q) = _rescale(z), _rescale(q)
+        norms = _norms(z, q)
+        ratio = (scale_z.double() / scale_q).to(z.dtype)
+    inverse_z, inverse_q = _inverse(norms)
+    torch.mul(q, inverse_q, out=v)
+    torch.addcmul(v, z, inverse_z, out=s)
+    sigma = torch.linalg.vector_norm(s, dim=1)
+    ones = s.new_ones(s.shape[1])
+    # row sums as a matrix-vector product are the fastest on short rows
+    s_x = torch.mul(s, x, out=product).mv(ones)
+    v_x = torch.mul(v, x, out=product).mv(ones)
+    lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), ratio, dim=z.shape[1], transpose=transpose)
+    torch.mul(x, lam, out=out).addcmul_(s, alpha).addcmul_(v, beta)
+
+
+def turn_zero(z: Tensor, q: Tensor) -> Tensor:
+    """Return J (z - sg z): zero, with J as Jacobian, in plain operations that a compiler can fuse."""
+    wide = _wide(z.dtype)
+    x, z, q = (z - z.detach()).to(wide), z.detach().to(wide), q.detach().to(wide)
+    flat_x, flat_z, flat_q = (t.reshape(-1, t.shape[-1]) for t in (x, z, q))
+    norms = _norms(flat_z, flat_q)
+    inverse_z, inverse_q = _inverse(norms)
+    v = flat_q * inverse_q
+    s = v + flat_z * inverse_z
+    sigma = torch.linalg.vector_norm(s, dim=1)
+    dots = (s * flat_x).sum(1), (v * flat_x).sum(1)
+    lam, alpha, beta = _coefficients(norms, sigma, dots, 1.0, dim=z.shape[-1], transpose=False)
+    return (lam * flat_x + alpha * s + beta * v).reshape(z.shape)
+
+
+def _coefficients(
+    norms: Tensor,
+    sigma: Tensor,
+    dots: tuple[Tensor, Tensor],
+    ratio: Tensor | float,
+    *,
+    dim: int,
+    transpose: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return λ, α, β (N, 1) of λx + α s + β v̂, the conventions for degenerate rows included.
+
+    û = s - v̂, hence both J x = λ(x - t s + 2(û·x) v̂) and J^T x = λ(x - t s + 2(v̂·x) û) are of this form.
+    """
+    (norm_z, norm_q), (s_x, v_x) = norms, dots
+    identity = (norm_z == 0) | ((norm_q > 0) & (sigma < antiparallel_threshold(dim, norms.dtype)))
+    degenerate = identity | (norm_q == 0)
+    # harmless stand-ins for what degenerate rows would divide by: 0/0 has no place in a graph either
+    lam = torch.where(
+        degenerate, identity.to(sigma.dtype), norm_q / torch.where(degenerate, 1, norm_z) * ratio
+    )
+    t = 2 * s_x / torch.where(degenerate, 1, sigma).square()
+    alpha, beta = (lam * (2 * v_x - t), -2 * lam * v_x) if transpose else (-lam * t, 2 * lam * (s_x - v_x))
+    alpha, beta = (torch.where(degenerate, 0, a).unsqueeze(1) for a in (alpha, beta))
+    return lam.unsqueeze(1), alpha, beta
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """Return 1/norm, and 0 for 0, so that degenerate rows stay finite, with a last axis of 1."""
+    return torch.where(norms > 0, norms.reciprocal(), 0).unsqueeze(-1)
+
+
+def _norms(z: Tensor, q: Tensor) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(t, dim=1) for t in (z, q)])
+
+
+def _squares_fit(norms: Tensor) -> bool:
+    """Return whether squares and products of numbers of these norms are normal numbers."""
+    limit = torch.finfo(norms.dtype).max ** 0.45
+    low, high = norms.aminmax() if norms.numel() else (1, 1)
+    return 1 / limit < float(low) and float(high) < limit
+
+
+def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows times a power of two that brings their largest entry near 1, and that power (N,)."""
+    exponent = torch.frexp(x.abs().amax(1)).exponent.to(x.dtype)
+    limit = math.log2(torch.finfo(x.dtype).max) // 1 - 1
+    scale = torch.exp2(-exponent.clamp(-limit, limit))
+    return x * scale.unsqueeze(1), scale

@@ -1,0 +1,96 @@
+"""Stochastic quantization with a learnt noise level (Takida et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vqverify.reference import _checks
+from vqverify.reference.estimators import straight_through
+from vqverify.reference.layers import Quantized
+from vqverify.reference.sampling import gumbel_like
+
+
+class SQVAE(nn.Module):
+    """Gaussian SQ-VAE with one variance σ² for all channels: p_j ∝ exp(-|z - c_j|²/(2σ²)).
+
+    **Stochastic in train mode**: the code is argmax_j(log p_j + Gumbel noise), one draw a latent from the
+    global generator; the value is that code, and the gradient that of the relaxation softmax((log p +
+    noise)/τ), which reaches latents, codes and σ². Deterministic in eval mode: the most probable (nearest)
+    code.
+
+    The loss is that of the paper's ELBO, a mean over latents: E_p|z - c|²/(2σ²) + Σ p log p, in nats. As
+    σ² → 0 the first term alone remains.
+
+    Attributes:
+        codebook: the codes (K, D), a parameter.
+        log_variance: log σ², a scalar parameter.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        temperature: float = 1.0,
+        variance: float = 1.0,
+        loss_weight: float = 1.0,
+        channel_first: bool = False,
+    ) -> None:
+        """Build a layer.
+
+        Args:
+            dim: D, entries of a latent.
+            codebook_size: K, number of codes.
+            temperature: τ > 0 of the relaxation; the paper anneals it. It does not change the law of the
+                codes.
+            variance: σ² > 0 at the start, in units of squared distance.
+            loss_weight: weight of the loss.
+            channel_first: latents are (B, D, ...) and not (..., D).
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        super().__init__()
+        self.dim = _checks.positive_int("dim", dim)
+        self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
+        self.temperature = _checks.positive_number("temperature", temperature)
+        self.loss_weight = _checks.number("loss_weight", loss_weight)
+        self.channel_first = channel_first
+        self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
+        start = torch.tensor(_checks.positive_number("variance", variance))
+        self.log_variance = nn.Parameter(start.log())
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Raises:
+            TypeError: on a dtype that is not floating-point.
+            ValueError: on a shape that does not fit.
+        """
+        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
+        rows = z.movedim(1, -1) if self.channel_first else z
+        wide = torch.promote_types(torch.promote_types(z.dtype, self.codebook.dtype), torch.float32)
+        codebook = self.codebook.to(wide)
+        # differences, not the expanded square: the latents may lie anywhere
+        distance = (rows.to(wide).unsqueeze(-2) - codebook).square().sum(-1)
+        log_p = torch.log_softmax(-0.5 * distance * torch.exp(-self.log_variance), -1)
+        noisy = log_p + gumbel_like(log_p) if self.training else log_p
+        codes = noisy.argmax(-1)
+        hard = nn.functional.one_hot(codes, self.codebook_size)
+        weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
+        z_q = (weights @ codebook).to(z.dtype)
+        loss = self._loss(distance, log_p)
+        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the codes' vectors; -1 (dropped) gives 0."""
+        index = _checks.code_indices(codes, self.codebook_size)
+        z_q = nn.functional.embedding(index.clamp(min=0), self.codebook)
+        z_q = torch.where((index >= 0).unsqueeze(-1), z_q, 0)
+        return z_q.movedim(-1, 1) if self.channel_first else z_q
+
+    def _loss(self, distance: Tensor, log_p: Tensor) -> Tensor:
+        energy = 0.5 * distance * torch.exp(-self.log_variance)
+        each = (log_p.exp() * (energy + log_p)).sum(-1)
+        return self.loss_weight * each.sum() / max(1, each.numel())
