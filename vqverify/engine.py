@@ -27,6 +27,7 @@ from vqverify.witness import Witness
 
 OpenSubject = Callable[[Spec], Quantizer]
 BLOCK = 25
+MASS = {"law": 10, "limit": 10, "contract": 4, "hardening": 4}  # batches: numbers need many structures, shapes few
 MOST_LABELS = 3  # distinct failures of one case that are shrunk and reported
 
 
@@ -115,10 +116,12 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
     try:
         subject.restore()
         parts = tuple(row.parts(subject))
+        subject.restore()
+        cases = _inputs(row, subject, job)
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for part in parts:
-        outcome = _check_part(row, subject, job, part)
+        outcome = _check_part(row, subject, job, part, cases)
         results += outcome.results
         witnesses |= outcome.witnesses
     if not parts:
@@ -162,12 +165,12 @@ def evaluate(row: Invariant, subject: Quantizer, case: Case) -> Iterator[Clause]
         yield Clause(violation.label, None, holds=False, message=violation.message)
 
 
-def _check_part(row: Invariant, subject: Quantizer, job: Job, part: str | None) -> Outcome:
+def _check_part(row: Invariant, subject: Quantizer, job: Job, part: str | None, cases: Iterable[Case]) -> Outcome:
     start = time.perf_counter()
     seen = _Search(row, subject)
     try:
-        for case in _inputs(row, subject, job, part):
-            seen.look(case)
+        for case in cases:
+            seen.look(case.with_part(part))
         failed = dict(list(seen.failures.items())[:MOST_LABELS])
         small = {label: _smallest(row, subject, label, case) for label, (_, case) in failed.items()}
     except Undetermined as open_question:
@@ -199,20 +202,18 @@ def _worst(*margins: float | None) -> float | None:
     return max((margin for margin in margins if margin is not None), default=None)
 
 
-def _inputs(row: Invariant, subject: Quantizer, job: Job, part: str | None) -> Iterator[Case]:
-    subject.restore()  # another case of the row may have left it anyhow
+def _inputs(row: Invariant, subject: Quantizer, job: Job) -> list[Case]:
+    """The examples of a row, the same for each of its cases; drawn from the layer as built."""
     frame = strategies.frame(subject)
     if row.mode in {"statistical", "process"}:
         table = next(strategies.mass(frame, "fresh"))
-        yield replace(table, seed=_digest(job.seed, job.spec.name, row.id, part), part=part)
-        return
-    for case in strategies.corners(frame, row.corners, row.state):
-        yield case.with_part(part)
+        return [replace(table, seed=_digest(job.seed, job.spec.name, row.id))]
+    cases = list(strategies.corners(frame, row.corners, row.state))
     if row.mode == "search":
-        yield from (case.with_part(part) for case in strategies.mass(frame, row.state))
+        cases += list(strategies.mass(frame, row.state))[: MASS[row.kind]]
         for block in range(job.profile.blocks):
-            seed = _digest(job.seed, job.spec.name, row.id, part, block)
-            yield from (case.with_part(part) for case in drawn(strategies.searched(frame, row.state), seed))
+            cases += drawn(strategies.searched(frame, row.state), _digest(job.seed, job.spec.name, row.id, block))
+    return cases
 
 
 def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
