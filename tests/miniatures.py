@@ -79,6 +79,13 @@ class Reseeds(Right):
         return super().forward(z)
 
 
+class Speaks(Right):
+    """Returns what makes no sense."""
+
+    def forward(self, z):
+        return {"z_q": "quantized"}
+
+
 class Dies(Right):
     """Kills the process when it sees nothing but zeros, or at the first call."""
 

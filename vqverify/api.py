@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,9 +84,25 @@ def subject_of(
     seed: int,
 ) -> tuple[Spec, Any]:
     """A spec, and the object to open in its place where the target is no name."""
+    from torch import nn
+
     name = target if isinstance(target, str) else _name(target)
     spec = Spec(name, dict(kwargs or {}), dict(claims or {}), role, adapter, seed)
-    return spec, None if isinstance(target, str) else target
+    if isinstance(target, str):
+        return spec, None
+    return spec, _Built(target) if isinstance(target, nn.Module) and role == "layer" else target
+
+
+class _Built:
+    """A module already built, as a factory of copies: a check never touches the user's own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.__name__ = type(module).__name__
+        self.__module__ = type(module).__module__
+
+    def __call__(self) -> nn.Module:
+        return copy.deepcopy(self._module)
 
 
 def _name(target: Any) -> str:

@@ -51,7 +51,7 @@ def _table(identified: Mapping[str, Any], *, fold: bool) -> Table:
         mistake = f" ({item['mistake']})" if item.get("mistake") else ""
         found = item.get("value")
         shown = Text("unknown", "yellow") if found is None else Text(words.value(found) + mistake)
-        grid.add_row(name, shown, item.get("origin", ""), Text(item.get("evidence") or ""))
+        grid.add_row(name, shown, item.get("origin", ""), Text(words.clean(item.get("evidence"))))
     return grid
 
 

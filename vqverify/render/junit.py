@@ -22,7 +22,7 @@ def render(report: Report) -> str:
 
 
 def _case(report: Report, subject: SubjectReport, result: Result) -> TestCase:
-    message = _clean(result.message or result.reason)
+    message = words.clean(result.message or result.reason)
     name = words.title(result) + (f" {result.label}" if result.label else "")
     case = TestCase(name, f"{subject.name}.{result.invariant.partition('.')[0]}", round(result.seconds, 3))
     match result.status:
@@ -35,7 +35,7 @@ def _case(report: Report, subject: SubjectReport, result: Result) -> TestCase:
         case "passed":
             pass
         case status:
-            case.result = [Skipped(f"{status}: {_clean(result.reason or result.message)}")]
+            case.result = [Skipped(f"{status}: {words.clean(result.reason or result.message)}")]
     return case
 
 
@@ -45,10 +45,5 @@ def _with_text(failure: Failure, report: Report, result: Result) -> Failure:
     if program:
         lines += [f"{name}: {value}" for name, value in witness.lines(program)]
         lines.append(f"vqverify replay REPORT.json#{result.witness}")
-    failure.text = _clean("\n".join(lines))
+    failure.text = words.clean("\n".join(lines))
     return failure
-
-
-def _clean(text: str | None) -> str:
-    """Text without the control characters that XML forbids: a stranger's exception may hold any."""
-    return "".join(c for c in text or "" if c.isprintable() or c in "\t\n")

@@ -56,6 +56,7 @@ def _others(subject: SubjectReport) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Words of others inside Markdown: no table cell, tag or emphasis of their own."""
+    text = words.clean(text)
     for character in "\\`*_|<>[]":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

@@ -81,7 +81,7 @@ def _headline(result: Result) -> Text:
 def _failure(report: Report, result: Result, saved: Path | None) -> RenderableType:
     table = _grid("dim", None)
     if result.reason:
-        table.add_row("reason", Text(result.reason))
+        table.add_row("reason", Text(words.clean(result.reason)))
     if result.statement:
         table.add_row("must hold", Text(result.statement))
     if result.source:
@@ -95,7 +95,7 @@ def _failure(report: Report, result: Result, saved: Path | None) -> RenderableTy
             inner.add_row(name, Text(value))
         table.add_row("witness", inner)
         table.add_row("replay", Text(f"vqverify replay {saved or 'REPORT.json'}#{result.witness}"))
-    message = Text(result.message or "", overflow="fold")
+    message = Text(words.clean(result.message), overflow="fold")
     return Group(_headline(result), Padding(message, (0, 0, 0, 2)), Padding(table, (0, 0, 0, 4)))
 
 
@@ -108,7 +108,7 @@ def failure_text(report: Report, result: Result, width: int = 100) -> str:
 
 
 def _brief(result: Result) -> RenderableType:
-    message = Text(result.message or result.reason or "", "dim", overflow="ellipsis", no_wrap=True)
+    message = Text(words.clean(result.message or result.reason), "dim", overflow="ellipsis", no_wrap=True)
     return Group(_headline(result), Padding(message, (0, 0, 0, 2)))
 
 
@@ -122,14 +122,14 @@ def _rest(subject: SubjectReport) -> Iterator[RenderableType]:
             Text.assemble(
                 ("! ", "bold magenta"), (words.title(result), "bold"), ("  error of the harness", "magenta")
             ),
-            Padding(Text(result.reason or ""), (0, 0, 1, 2)),
+            Padding(Text(words.clean(result.reason)), (0, 0, 1, 2)),
         )
     for result in of["expected"]:
         yield Text.assemble(
             ("x ", "yellow"),
             (words.title(result), "bold"),
             f" {result.label}",
-            (f"  expected: {result.reason}", "dim"),
+            (f"  expected: {words.clean(result.reason)}", "dim"),
         )
     yield from _passed(of["passed"])
     yield from _reasons("undetermined", "yellow", of["undetermined"])

@@ -54,11 +54,16 @@ def _root(id_: str, home: Mapping[str, str]) -> str:
     return min(seen[seen.index(id_) :]) if id_ in seen else id_
 
 
+def clean(text: str | None) -> str:
+    """Text without control characters: a stranger's exception may hold what XML forbids or a terminal obeys."""
+    return "".join(c for c in text or "" if c.isprintable() or c in "\t\n")
+
+
 def by_reason(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
     """Results with the same reason together."""
     found: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result.reason or "no reason given", []).append(result)
+        found.setdefault(clean(result.reason) or "no reason given", []).append(result)
     return list(found.items())
 
 
