@@ -6,6 +6,7 @@ from vqverify.invariants import (  # noqa: F401  (each import registers its rows
     interface_batching,
     interface_edges,
     interface_arguments,
+    interface_lifecycle,
     lookup,
     estimator,
     rotation,

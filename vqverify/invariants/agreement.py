@@ -8,6 +8,7 @@ reference pass plays the oracle; bounds are made of it, never of the pass under 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariants.measure import SAFE, Array, View, array, norms, rotation_law_bound, roundoff, tiny, trait, views
-from vqverify.quantizer import Quantized, Quantizer
+from vqverify.quantizer import Node, Quantized, Quantizer
 
 STEPS = 16  # roundings of a pass that are not sums over D: estimator, projections, one-hot products
 CLAMP = 2e-8  # two distances that a layer clamped before it compared them
@@ -53,7 +54,7 @@ def agree(
         yield holds(condition=False, label="nonfinite", message="z_q of the reference pass is not finite")
         return
     differ = _differ(want, got, index)
-    error, bound = norms(a - b), value_bound(subject, want)[index]
+    error, bound = norms(a - b), value_bound(subject, magnitude(want))[index]
     if not np.isfinite(error).all():
         yield holds(condition=False, label="nonfinite", message="z_q is finite in one of two passes only")
         return
@@ -62,6 +63,7 @@ def agree(
         prepare(subject, case)
         again = subject.forward(want.z.tensor.detach(), train=train, seed=case.seed, trace=True)
         seen = list(views(again))
+        bound = bound + value_bound(subject, books(subject))
         if _comparable(subject, want, seen):
             drifts = np.cumsum([np.zeros(len(want.z.tensor)), *(_estimator(subject, view) for view in seen)], axis=0)
             yield from _regrets(subject, want, got, seen, drifts[:, index], index)
@@ -81,6 +83,13 @@ def agree(
         yield from _losses(subject, want, got, float(drift.max(initial=0.0)))
 
 
+def select(out: Quantized, rows: Tensor) -> Quantized:
+    """Some latents of a pass, as if it had been made of them alone; the loss is that of the whole pass."""
+    z, z_q = out.z.rows.detach()[rows], out.z_q.rows[rows]
+    codes = None if out.codes is None else out.codes[rows]
+    return replace(out, z=Node(z, lambda t: t), z_q=Node(z_q, lambda t: t), codes=codes, levels=())
+
+
 def _differ(want: Quantized, got: Quantized, index: NDArray[np.int64]) -> Flags:
     if want.codes is None or got.codes is None:
         return np.zeros(len(index), bool)
@@ -88,16 +97,20 @@ def _differ(want: Quantized, got: Quantized, index: NDArray[np.int64]) -> Flags:
     return (a != b).any(1) if a.shape == b.shape else np.ones(len(index), bool)
 
 
-def magnitude(subject: Quantizer, want: Quantized) -> Array:
-    """Size of the numbers that a pass adds up, a row: latent, largest value, largest codes."""
-    books = sum(float(norms(array(book)).max(initial=0.0)) for book in subject.codebooks())
-    return norms(array(want.z.rows)) + norms(array(want.z_q.rows)).max(initial=0.0) + books
+def magnitude(want: Quantized) -> Array:
+    """Size of the numbers that a pass adds up, a row: its latent and the largest value."""
+    return norms(array(want.z.rows)) + norms(array(want.z_q.rows)).max(initial=0.0)
 
 
-def value_bound(subject: Quantizer, want: Quantized) -> Array:
-    """What rounding may change in z_q when operations are reordered, a row: sums over D of numbers of that size."""
-    widths = subject.domain.dim + sum(book.shape[1] for book in subject.codebooks())
-    return STEPS * (widths + 8) * roundoff(subject) * magnitude(subject, want) + tiny(subject)
+def value_bound(subject: Quantizer, size: Array | float) -> Array:
+    """What rounding may change in z_q when operations are reordered: sums over D of numbers of that size."""
+    widths = 2 * subject.domain.dim + 8
+    return STEPS * widths * roundoff(subject) * np.asarray(size) + tiny(subject)
+
+
+def books(subject: Quantizer) -> float:
+    """Size of the largest sum of codes, one a level."""
+    return sum(float(norms(array(book)).max(initial=0.0)) for book in subject.codebooks())
 
 
 def _estimator(subject: Quantizer, view: View) -> Array:
@@ -182,7 +195,7 @@ def _losses(subject: Quantizer, want: Quantized, got: Quantized, drift: float) -
         return
     a, b = float(want.loss.detach().double()), float(got.loss.detach().double())
     if np.isfinite(a):  # rows of loss judge the value itself
-        size = float(magnitude(subject, want).max(initial=0.0))
+        size = float(magnitude(want).max(initial=0.0))
         n, d = want.z.tensor.shape
         bound = STEPS * (n + d) * roundoff(subject) * (abs(a) + size**2) + 4 * size * drift
         yield within(abs(a - b), bound, "loss", "difference of the losses of the two passes")

@@ -42,12 +42,12 @@ def runs(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Forward in train and eval, with and without gradients, backward and a third step complete; outputs and state are finite."""
     if not _moderate(subject, case):
         return
-    yield from _finite_state(subject, "before the pass")
+    yield from finite_state(subject, "before the pass")
     train = case.part != "eval"
     for step in range(3 if case.part == "train" else 1):
         for out in _calls(subject, case, train=train, seed=case.seed + step):
-            yield from _finite_outputs(out)
-    yield from _finite_state(subject, "after the pass")
+            yield from finite_outputs(out)
+    yield from finite_state(subject, "after the pass")
     if case.part == "train":  # the change of mode, both ways
         subject.forward(case.z, train=False, seed=case.seed)
         subject.forward(case.z, train=True, seed=case.seed)
@@ -89,13 +89,27 @@ def backward(out: Quantized, g: torch.Tensor) -> None:
             total.backward()
 
 
-def _finite_outputs(out: Quantized) -> Iterator[Clause]:
+def received(out: Quantized, g: torch.Tensor) -> torch.Tensor:
+    """Gradient that the latents get from a task gradient g at z_q and the layer's own loss."""
+    total = (out.z_q.rows * g.to(out.z_q.rows)).sum()
+    if out.loss is not None:
+        total = total + out.loss
+    if not total.requires_grad:
+        return torch.zeros_like(out.z.tensor)
+    with guarded("backward"):
+        (found,) = torch.autograd.grad(total, out.z.tensor, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(out.z.tensor) if found is None else found
+
+
+def finite_outputs(out: Quantized) -> Iterator[Clause]:
+    """z_q and loss hold numbers."""
     yield holds(out.z_q.tensor.isfinite().all(), "finite output", "z_q holds NaN or infinity")
     if out.loss is not None:
         yield holds(out.loss.isfinite().all(), "finite loss", f"the loss is {float(out.loss.detach())}")
 
 
-def _finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
+def finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
+    """So does everything in the state_dict."""
     for name, tensor in subject.module.state_dict().items():
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
             yield holds(tensor.isfinite().all(), "finite state", f"{name} holds NaN or infinity {when}")
@@ -130,8 +144,8 @@ def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "interface.generators", kind="contract", source="torch notes on reproducibility", state="fresh", parts=modes,
-    corners=("single", "on-code"), mutants=("reseeds_in_forward", "reseeds_numpy"),
+    "interface.generators", kind="contract", mode="table", source="torch notes on reproducibility", state="fresh", parts=modes,
+    corners=("single", "generic", "far"), mutants=("reseeds_in_forward", "reseeds_numpy"),
     hint="draw from the global stream or from an own torch.Generator; never call manual_seed, np.random.seed or random.seed.",
 )
 def generators(subject: Quantizer, case: Case) -> Iterator[Clause]:

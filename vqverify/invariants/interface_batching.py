@@ -109,8 +109,8 @@ def groupings(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.regroup", kind="contract", source="theory: losses and statistics are sums over latents", state="both",
-    parts=groupings, corners=("on-code", "unit"), mutants=("loss_summed_over_batch", "learns_first_entry"),
+    "interface.regroup", kind="contract", mode="table", source="theory: losses and statistics are sums over latents", state="both",
+    parts=groupings, corners=("generic", "on-code", "unit"), mutants=("loss_summed_over_batch", "learns_first_entry"),
     hint="reduce losses and statistics over all token axes together; a mean over one axis depends on the grouping.",
 )
 def regroup(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -133,7 +133,7 @@ def other_layouts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.layout", kind="contract", source=SOURCE, parts=other_layouts, corners=("on-code", "unit"),
+    "interface.layout", kind="contract", mode="table", source=SOURCE, parts=other_layouts, corners=("generic", "on-code", "unit"),
     mutants=("image_codes_transposed",),
     hint="channels-first needs movedim or permute, before and after; reshape only relabels memory and mixes latents.",
 )
@@ -170,8 +170,8 @@ FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @invariant(
-    "interface.noncontiguous", kind="contract", source="torch notes on tensor views", parts=lambda _: tuple(FORMATS),
-    corners=("on-code", "unit"), mutants=("views_strides", "reads_storage"),
+    "interface.noncontiguous", kind="contract", mode="table", source="torch notes on tensor views", parts=lambda _: tuple(FORMATS),
+    corners=("generic", "on-code", "unit"), mutants=("views_strides", "reads_storage"),
     hint="view needs contiguous memory, and as_strided or data_ptr read it as it lies: reshape, or call contiguous first.",
 )
 def noncontiguous(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -193,7 +193,7 @@ def lengths(subject: Quantizer) -> list[int]:
 
 @invariant(
     "interface.size_free", kind="contract", mode="table", source="torch.cdist switches its algorithm above 25 rows",
-    parts=repeating_modes, corners=("unit", "single"), mutants=("chunk_forgets_rest", "chunk_restarts_codes"),
+    parts=repeating_modes, corners=("generic", "unit"), mutants=("chunk_forgets_rest", "chunk_restarts_codes"),
     hint="a loop over chunks drops the rest, or counts its codes from the chunk's start.",
 )
 def size_free(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -21,7 +21,7 @@ from vqverify.quantizer import Quantized, Quantizer
 DRAWS = {"gumbel", "noise", "sampled"}  # estimators that put randomness into the value
 
 
-def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Names of tensors that changed or went away."""
     return [name for name, tensor in before.items() if name not in after or not same(tensor, after[name])]
 
@@ -43,8 +43,8 @@ def eval_pure(subject: Quantizer, case: Case) -> Iterator[Clause]:
     before = subject.state()
     for step in range(2):
         subject.forward(case.z, train=False, seed=case.seed + step, grad=case.part != "no_grad")
-    moved = _moved(before, subject.state())
-    yield holds(not moved, "changed", f"an eval pass changed {', '.join(moved[:4])}")
+    names = changed(before, subject.state())
+    yield holds(not names, "changed", f"an eval pass changed {', '.join(names[:4])}")
     added = sorted(set(subject.module.state_dict()) - set(before))
     yield holds(not added, "added", f"an eval pass added {', '.join(added[:4])} to the state")
 
@@ -71,7 +71,7 @@ def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "interface.input_unchanged", kind="contract", source=SOURCE, parts=modes, corners=CORNERS,
+    "interface.input_unchanged", kind="contract", mode="table", source=SOURCE, parts=modes, corners=(*CORNERS, "generic"),
     mutants=("normalises_in_place", "adds_in_place"),
     hint="z.div_(norm), z += ... and out=z write into the encoder's output; work on a copy.",
 )
@@ -93,7 +93,7 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "interface.no_alias", kind="contract", source=SOURCE, parts=lambda _: ("z_q", "codes", "loss"), corners=CORNERS,
+    "interface.no_alias", kind="contract", mode="table", source=SOURCE, parts=lambda _: ("z_q", "codes", "loss"), corners=(*CORNERS, "generic"),
     mutants=("returns_view", "returns_cache"),
     hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the next call.",
 )
@@ -106,8 +106,8 @@ def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
         before = subject.state()
         for tensor in _returned(out, case.part):
             _overwrite(tensor)
-        moved = _moved(before, subject.state())
-        yield holds(not moved, "state", f"writing into the returned {case.part} changed {', '.join(moved[:4])}")
+        names = changed(before, subject.state())
+        yield holds(not names, "state", f"writing into the returned {case.part} changed {', '.join(names[:4])}")
         prepare(subject, case) if train else None
     again = subject.forward(case.z, train=False, seed=case.seed, grad=False)
     yield holds(same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q")
@@ -138,7 +138,8 @@ def _overwrite(tensor: Tensor) -> None:
 
 
 @invariant(
-    "interface.graph_free", kind="contract", source=SOURCE, state="both", corners=("single", "on-code"),
+    "interface.graph_free", kind="contract", mode="table", source=SOURCE, state="both",
+    corners=("single", "generic"),
     mutants=("moments_with_graph", "keeps_latents"),
     hint="detach before you accumulate: a buffer with its graph keeps every batch alive and breaks the second backward.",
 )

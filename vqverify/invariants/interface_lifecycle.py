@@ -1,0 +1,237 @@
+"""The life of a layer: a second instance, a copy, a save, a new codebook, two passes before one backward."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vqverify.bounds import Clause, Violation, holds, within
+from vqverify.case import Case, prepare
+from vqverify.invariant import invariant
+from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, same
+from vqverify.invariants.interface import SOURCE, backward, received
+from vqverify.invariants.interface_purity import changed
+from vqverify.invariants.measure import array, norms, roundoff
+from vqverify.layer import guarded
+from vqverify.quantizer import Quantized, Quantizer
+
+CORNERS = ("generic", "on-code")
+
+
+@invariant(
+    "interface.instances_independent", kind="contract", mode="table", source="Python: a default is evaluated once",
+    corners=("generic",), mutants=("mutable_default", "state_on_class"),
+    hint="a default argument or a class attribute that is a tensor, module, list or dict is shared by every instance.",
+)
+def instances_independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Two instances share no module, parameter or buffer, and training one changes no result of the other."""
+    one, two = subject.build(), subject.build()
+    given = {id(part) for value in subject.spec.kwargs.values() if isinstance(value, nn.Module) for part in _parts(value)}
+    common = {id(part): name for name, part in _named(one.module)}
+    shared = [name for name, part in _named(two.module) if id(part) in common and id(part) not in given]
+    yield holds(not shared, "shared", f"two instances share {', '.join(shared[:4])}")
+    before, state = two.forward(case.z, train=False, seed=case.seed, grad=False), two.state()
+    for step in range(2):
+        backward(one.forward(case.z, train=True, seed=case.seed + step), case.g)
+    after = two.forward(case.z, train=False, seed=case.seed, grad=False)
+    names = changed(state, two.state())
+    yield holds(not names, "state", f"training one instance changed {', '.join(names[:4])} of another")
+    yield holds(same(before.z_q.tensor, after.z_q.tensor), "value", "training one instance changed z_q of another")
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, object]]:
+    children = ((name, child) for name, child in module.named_modules() if name)
+    return chain(children, module.named_parameters(), module.named_buffers())
+
+
+def _parts(module: nn.Module) -> Iterator[object]:
+    return chain(module.modules(), module.parameters(), module.buffers())
+
+
+@invariant(
+    "interface.caches_coherent", kind="contract", mode="table", source="theory T27: permuting the codes permutes the indices",
+    needs=("codebook", "settable", "codes", "eval_deterministic"), parts=lambda _: ("write", "load", "cast"), corners=CORNERS,
+    mutants=("caches_norms", "caches_codebook"),
+    hint="norms or a normalised copy of the codebook that are kept from call to call: drop them when the codebook changes.",
+)
+def caches_coherent(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """After a pass, a codebook that was written, loaded or cast is the one that lookup and decode use."""
+    if case.part == "cast":
+        yield from _after_cast(subject, case)
+        return
+    want = subject.forward(case.z, train=False, seed=case.seed)
+    assert want.codes is not None
+    decoded = [subject.decode(want.codes, method) for method in subject.decoders]
+    rolled = [book.roll(1, 0) for book in subject.codebooks()]
+    if case.part == "write":
+        subject.set_codebook(rolled)
+    else:
+        saved = subject.snapshot()
+        subject.set_codebook(rolled)
+        held = copy.deepcopy(subject.module.state_dict())
+        subject.restore(saved)
+        with guarded("load_state_dict"):
+            subject.module.load_state_dict(held)
+    got = subject.forward(case.z, train=False, seed=case.seed)
+    assert got.codes is not None
+    sizes = torch.tensor([len(book) for book in rolled][: want.codes.shape[1]])
+    back = torch.where(got.codes >= 0, (got.codes - 1) % sizes, got.codes)
+    again = [subject.decode((want.codes + 1) % sizes, method) for method in subject.decoders]
+    for method, first, second in zip(subject.decoders, decoded, again, strict=True):
+        size = norms(array(first)).max(initial=0.0)
+        bound = STEPS * (2 * first.shape[-1] + 8) * roundoff(subject) * size
+        yield within(norms(array(first) - array(second)), bound, "decode", f"{method} after the codebook was renumbered")
+    yield from agree(subject, case, want, _renumbered(got, back), train=False)
+
+
+def _renumbered(out: Quantized, codes: Tensor) -> Quantized:
+    return Quantized(out.z, out.z_q, codes, None, (), (), out.codebook, out.raw)
+
+
+def _after_cast(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A layer that was used and then cast gives what one gives that was cast before its first use."""
+    results: list[Quantized] = []
+    for used in (False, True):
+        twin = subject.build()
+        with guarded("load_state_dict"):
+            twin.module.load_state_dict(subject.module.state_dict())
+        if used:
+            twin.forward(case.z, train=False, seed=case.seed, grad=False)
+        twin.module.double()
+        try:
+            results.append(twin.forward(case.z.double(), train=False, seed=case.seed, grad=False))
+        except Violation:
+            if used:
+                raise
+            return  # it never runs in float64: the row of precision says so
+    first, second = (out.z_q.tensor for out in results)
+    yield holds(same(first, second), "cast", "a pass before the cast to float64 changed z_q after it")
+
+
+def copy_parts(subject: Quantizer) -> tuple[str, ...]:
+    """deepcopy, and pickle where the class can be found by its name."""
+    kind = type(subject.module)
+    named = getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
+    return ("deepcopy", "pickle") if named else ("deepcopy",)
+
+
+@invariant(
+    "interface.copies", kind="contract", mode="table", source="Python: copy and pickle", state="both", parts=copy_parts,
+    hardening=("pickle",), corners=CORNERS, mutants=("copy_shares_codebook", "keeps_loss_with_graph"),
+    hint="tensors with a graph cannot be copied, lambdas cannot be pickled, and a closure keeps pointing to the original.",
+)
+def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """deepcopy and pickle, before and after a training step, give a layer that is equal and independent."""
+    for step in range(2):
+        with guarded(case.part or "deepcopy"):
+            module = copy.deepcopy(subject.module) if case.part == "deepcopy" else pickle.loads(pickle.dumps(subject.module))  # noqa: S301
+        twin, when = subject.over(module), "after a training step" if step else "as built"
+        differ = changed(subject.state(), twin.state())
+        yield holds(not differ, "state", f"the copy {when} differs in {', '.join(differ[:4])}")
+        a, b = (layer.forward(case.z, train=False, seed=case.seed, grad=False) for layer in (subject, twin))
+        yield holds(_close(subject, a, b), "value", f"the copy {when} gives another z_q")
+        before = subject.state()
+        backward(twin.forward(case.z, train=True, seed=case.seed), case.g)
+        leaked = changed(before, subject.state())
+        yield holds(not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original")
+        before = twin.state()
+        backward(subject.forward(case.z, train=True, seed=case.seed), case.g)
+        leaked = changed(before, twin.state())
+        yield holds(not leaked, "shared", f"training the original changed {', '.join(leaked[:4])} of the copy")
+
+
+def _close(subject: Quantizer, a: Quantized, b: Quantized) -> bool:
+    """The same operations on the same numbers: equal but for the order in which a product is summed."""
+    first, second = array(a.z_q.rows), array(b.z_q.rows)
+    size = norms(first).max(initial=0.0) + norms(array(a.z.rows)).max(initial=0.0)
+    return bool((norms(first - second) <= STEPS * (2 * first.shape[-1] + 8) * roundoff(subject) * size).all())
+
+
+@invariant(
+    "interface.state_round_trip", kind="contract", mode="table", source="torch: saving and loading a state_dict", state="both",
+    parts=lambda _: ("result", "training on"), corners=CORNERS,
+    mutants=("state_outside", "projection_not_saved", "init_flag_lost"),
+    hint="whatever a result depends on belongs in a buffer: flags, moments, step counts, frozen random projections.",
+)
+def state_round_trip(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """state_dict into a fresh layer gives the same result, fresh and after training steps; so does training on from it."""
+    if case.part == "result":
+        backward(subject.forward(case.z, train=True, seed=case.seed), case.g)
+    held = copy.deepcopy(subject.module.state_dict())
+    twin = subject.build(seed=subject.spec.seed + 1, warm=False)
+    with guarded("load_state_dict of a fresh layer"):
+        twin.module.load_state_dict(held)
+    train = case.part == "training on"
+    want = subject.forward(case.z, train=train, seed=case.seed + 7)
+    moved = learnt(subject)
+    got = twin.forward(case.z, train=train, seed=case.seed + 7)
+    if case.part == "result":
+        yield holds(_close(subject, want, got), "value", "after loading, eval gives another z_q")
+        return
+    yield holds(_close(subject, want, got), "value", "after loading, a training pass gives another z_q")
+    yield from learnt_agree(subject, moved, learnt(twin), len(case.z), float(case.z.abs().max()))
+
+
+@invariant(
+    "interface.accumulates", kind="contract", mode="table", source="torch: gradients accumulate", corners=CORNERS,
+    mutants=("overwrites_saved", "second_pass_corrupts"),
+    hint="what autograd saved must not be overwritten: clone the codebook before an in-place update, never keep state in self.",
+)
+def accumulates(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Gradients of two passes add up, and a second forward before the first backward changes nothing in the first."""
+    want = received(subject.forward(case.z, train=True, seed=case.seed), case.g)
+    prepare(subject, case)
+    first = subject.forward(case.z, train=True, seed=case.seed)
+    second = subject.forward(case.z.flip(0) * 0.5, train=True, seed=case.seed + 1)
+    got = received(first, case.g)
+    u = roundoff(subject)
+    size = norms(array(want)).max(initial=0.0)
+    text = "gradient of the first pass when a second forward came before its backward"
+    yield within(norms(array(got) - array(want)), STEPS * u * size, "second forward", text)
+    parameters = [p for p in subject.module.parameters() if p.requires_grad]
+    parts = [_gradients(out, case.g, parameters) for out in (first, second)]
+    for p in parameters:
+        p.grad = None
+    backward(first, case.g)
+    backward(second, case.g)
+    for p, a, b in zip(parameters, *parts, strict=True):
+        total = torch.zeros_like(p) if p.grad is None else p.grad
+        bound = STEPS * u * float(a.abs().max() + b.abs().max()) if p.numel() else 0.0
+        yield within((total - a - b).abs(), bound, "sum", "gradient of a parameter after two backward passes, less their sum")
+
+
+def _gradients(out: Quantized, g: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    total = (out.z_q.rows * g.to(out.z_q.rows)).sum() + (0.0 if out.loss is None else out.loss)
+    if not parameters or not total.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    with guarded("backward"):
+        found = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+@invariant(
+    "interface.checkpointed", kind="hardening", mode="table", source="torch.utils.checkpoint: forward runs again in backward",
+    corners=CORNERS, mutants=("updates_twice",),
+    hint="the update belongs into a step of its own, or must know that it runs again (a frozen flag, a hook after backward).",
+)
+def checkpointed(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Under activation checkpointing the gradients equal the plain ones, and the state moves once, not twice."""
+    want = received(subject.forward(case.z, train=True, seed=case.seed), case.g)
+    moved = learnt(subject)
+    prepare(subject, case)
+    out = subject.forward(
+        case.z, train=True, seed=case.seed, via=lambda f, x: checkpoint(f, x, use_reentrant=False)
+    )
+    got = received(out, case.g)
+    size = norms(array(want)).max(initial=0.0)
+    for a, b in zip(moved, learnt(subject), strict=True):
+        yield holds(same(a, b), "state", "the codebook or its accumulators moved twice in one step")
+    bound = STEPS * roundoff(subject) * size
+    yield within(norms(array(got) - array(want)), bound, "gradient", "gradient under checkpointing, less the plain one")
