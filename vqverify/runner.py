@@ -114,7 +114,8 @@ class Run:
         code = subject_exit(results, fail_on=request.fail_on, strict=request.strict, required=required)
         subject = SubjectReport(
             spec.name, spec.target, spec.kwargs, self.opened.package,
-            opening.identified(self.opened.traits), results, STATUS_OF_EXIT[code], code, asdict(spec), time.monotonic() - self.began,
+            opening.identified(self.opened.traits), results, STATUS_OF_EXIT[code], code, asdict(spec),
+            time.monotonic() - self.began,
         )  # fmt: skip
         return Report(
             request.described(), environment.describe(), (subject,), self.witnesses, not missing, __version__

@@ -1,4 +1,4 @@
-"""Expected failures: accepted without a reason, refused until it is written, replayed, and gone once mended."""
+"""Expected failures: accepted without a reason, refused until it is written, replayed, gone once mended."""
 
 import tomllib
 from pathlib import Path

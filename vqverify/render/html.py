@@ -26,6 +26,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report, program=program, grouped=words.grouped, failures=words.failures,
         verdict=words.verdict(report),
-        worst=words.worst(results), examples=sum(result.examples for result in results), command=words.command,
+        worst=words.worst(results), examples=sum(result.examples for result in results),
+        command=words.command,
         seconds=sum(subject.seconds for subject in report.subjects),
     )  # fmt: skip

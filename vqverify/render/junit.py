@@ -9,7 +9,7 @@ from vqverify.report import Report, Result, SubjectReport
 
 
 def render(report: Report) -> str:
-    """XML text; what is neither passed nor failed is a skipped case with its reason: CI knows no other word."""
+    """XML text; what is neither passed nor failed is a skipped case with its reason: CI has no other word."""
     document = JUnitXml("vqverify")
     for subject in report.subjects:
         suite = TestSuite(subject.name)

@@ -33,7 +33,7 @@ def failures(subject: SubjectReport) -> list[Result]:
 
 
 def grouped(failed: Sequence[Result]) -> list[tuple[Result, list[Result]]]:
-    """Causes, each with what belongs to it: more cases and labels of its row, and rows that follow from it."""
+    """Causes, each with what belongs to it: more cases and labels of its row, rows that follow from it."""
     ids = {result.invariant for result in failed}
     home: dict[str, str] = {}
     for result in failed:
@@ -55,7 +55,7 @@ def _root(id_: str, home: Mapping[str, str]) -> str:
 
 
 def clean(text: str | None) -> str:
-    """Text without control characters: a stranger's exception may hold what XML forbids or a terminal obeys."""
+    """Text without control characters: an exception may hold what XML forbids or a terminal obeys."""
     return "".join(c for c in text or "" if c.isprintable() or c in "\t\n")
 
 
