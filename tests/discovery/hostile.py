@@ -130,3 +130,10 @@ class NoOutput(nn.Module):
 class NeedsMore(Good):
     def forward(self, x: Tensor, rate: int, bandwidth: float) -> Any:  # type: ignore[override]
         return super().forward(x)
+
+
+class NeedsCondition(Good):
+    def forward(self, x: Tensor, condition: Tensor) -> Any:  # type: ignore[override]
+        if condition.shape != x.shape:
+            raise ValueError("one condition a latent")
+        return super().forward(x)

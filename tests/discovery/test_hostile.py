@@ -84,7 +84,7 @@ def test_decoders_that_are_wrong_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [("NoOutput", "no tensor of its input's size"), ("NeedsMore", "rate, bandwidth")]
+    ("name", "word"), [("NoOutput", "no tensor of its input's size"), ("NeedsCondition", "condition")]
 )
 def test_what_cannot_be_settled_prints_the_adapter(name: str, word: str) -> None:
     with pytest.raises(DiscoveryError, match=word) as caught:
@@ -99,3 +99,9 @@ def test_global_generators_are_left_alone() -> None:
     before = torch.random.get_rng_state()
     opened(hostile.Reseeds)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_simple_arguments_are_guessed() -> None:
+    plan = opened(hostile.NeedsMore)
+    assert set(plan.arguments) == {"rate", "bandwidth"}
+    assert "rate, bandwidth, guessed" in plan.evidence["arguments"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vqverify import capture, state
 from vqverify.bounds import Violation
-from vqverify.discovery.layouts import latents
+from vqverify.discovery.measure import latents
 from vqverify.layer import Layer
 from vqverify.plan import Plan, enter, leave
 from vqverify.quantizer import Domain, Quantized, Spec

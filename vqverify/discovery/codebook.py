@@ -11,11 +11,10 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vqverify import capture
-from vqverify.discovery.layouts import differs, scale_of
+from vqverify.discovery.codespace import among, as_codes, effective, nearest, view
+from vqverify.discovery.measure import differs, scale_of
 from vqverify.plan import Slot
 from vqverify.state import all_tensors
 
@@ -32,13 +31,6 @@ MATCH = 0.7  # agreement (Jaccard) between changed latents and latents with a ch
 class _View:
     slot: Slot
     rows: int
-
-
-def view(module: torch.nn.Module, slot: Slot) -> Tensor:
-    """The stored (K, Dc) tensor of a slot, sharing memory with the module."""
-    tensor = all_tensors(module)[slot.name].data
-    tensor = tensor[slot.index] if slot.index else tensor
-    return tensor.t() if slot.transposed else tensor
 
 
 def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
@@ -70,7 +62,7 @@ def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
         text = f"changing rows of {_names(slots[:1])}, shared by all levels, changes z_q where a code is one of them (agreement {shared[0]:.2f})"
     else:
         return _renumbered(bench, look)
-    return _as_codes(bench, look, slots, text)
+    return as_codes(bench, look, slots, text)
 
 
 def _views(bench: Bench, look: Look, least: int, *, idle: bool = False) -> Iterator[_View]:
@@ -143,89 +135,6 @@ def _jaccard(a: Tensor, b: Tensor) -> float:
     return int((a & b).sum()) / either if either else 0.0
 
 
-def _as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> tuple[tuple[Slot, ...], str]:
-    """Settle what the layer makes of stored rows; () if the codes are something else than rows."""
-    normalized = _scale_free(bench, look, slots[0])
-    if normalized:
-        slots = tuple(replace(slot, transform="normalize") for slot in slots)
-        text += "; their norms do not matter"
-    bench.reset()
-    record = bench.record(look.z)
-    bench.reset()
-    if all(
-        _appear(record, look, level, effective(bench, slot), capture.COARSE)
-        for level, slot in enumerate(slots)
-    ):
-        return slots, text
-    made = _made(bench, look, slots, record)
-    if made:
-        return made, f"{text}; the codes are not these rows but computed from them, and read from a pass"
-    return (
-        (),
-        f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known",
-    )
-
-
-def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
-    def change() -> None:
-        stored = view(bench.trial.module, slot)
-        grow = torch.rand(len(stored), 1, generator=torch.Generator().manual_seed(3)) + 1.0
-        stored.mul_(grow.to(stored))
-
-    after = bench.look(look.z, change=change)
-    return (
-        after is not None
-        and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
-    )
-
-
-def effective(bench: Bench, slot: Slot) -> Tensor:
-    """The codes of a slot as the layer uses them now, a copy."""
-    if slot.transform == "made":
-        return bench.layer().recorded()[slot.position][slot.index].detach().clone()
-    rows = view(bench.trial.module, slot).detach().clone()
-    return F.normalize(rows, dim=-1) if slot.transform == "normalize" else rows
-
-
-def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor, tolerance: float) -> bool:
-    """Whether a tensor of the pass holds the rows (K, Dc) that the codes of a level name."""
-    assert look.codes is not None
-    n, levels = look.codes.shape
-    want = rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
-    spread = (want - want.mean(0)).norm()
-    return any(
-        bool(
-            (reading.rows(tensor.detach().to(want.dtype), want.shape[1], levels) - want).norm()
-            <= tolerance * spread
-        )
-        for tensor in record
-        for reading in capture.readings(tensor, n, want.shape[1], levels)
-        if reading.part in {None, level}
-    )
-
-
-def _made(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> tuple[Slot, ...]:
-    """Slots that read the codes from a pass, where a tensor (K, Dc) of it has rows that the codes name; else ()."""
-    computed = bench.layer().recorded()
-    found: list[Slot] = []
-    for level, slot in enumerate(slots):
-        rows = len(view(bench.trial.module, slot))
-        places = (
-            replace(slot, index=index, transposed=False, transform="made", position=position)
-            for position, tensor in enumerate(computed)
-            if tensor.ndim >= 2
-            and tensor.shape[-2] == rows
-            and tensor.numel() <= 64 * rows * tensor.shape[-1]
-            for index in product(*(range(size) for size in tensor.shape[:-2]))
-            if _appear(record, look, level, tensor[index], 1e-3)
-        )
-        place = next(places, None)
-        if place is None:
-            return ()
-        found.append(place)
-    return tuple(found)
-
-
 def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
     """Where the codes do not name the rows that z_q is made of: what they could name, so that it can be checked."""
     assert look.codes is not None
@@ -235,27 +144,13 @@ def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
                 text = f"each row of {candidate.slot.name} owns the latents of one code, but of another number than its own"
                 return (candidate.slot,), text
         for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True):
-            if _nearest(bench, look, candidate.slot) >= 0.9:
+            if nearest(bench, look, candidate.slot) >= 0.9:
                 text = f"the codes name the rows of {candidate.slot.name} nearest to z, although z_q is not made of them alone"
                 return (candidate.slot,), text
     return (
         (),
         "no tensor of the state has rows that change z_q where the code is one of them: no codebook is stored",
     )
-
-
-def _nearest(bench: Bench, look: Look, slot: Slot) -> float:
-    """Share of latents whose code is the row nearest to them, by distance or by direction."""
-    bench.reset()
-    rows = effective(bench, slot).to(look.z)
-    if rows.shape[1] != look.z.shape[1]:
-        return 0.0
-    assert look.codes is not None
-    found = (
-        torch.cdist(look.z, rows).argmin(1),
-        (F.normalize(look.z, dim=1) @ F.normalize(rows, dim=1).t()).argmax(1),
-    )
-    return max(float((codes == look.codes[:, 0]).double().mean()) for codes in found)
 
 
 def _owns(bench: Bench, look: Look, candidate: _View) -> bool:
@@ -284,16 +179,9 @@ def _by_value(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
             slot = replace(candidate.slot, transform=transform)
             bench.reset()
             rows = effective(bench, slot).to(look.z)
-            if rows.shape[1] == look.z_q.shape[1] and _among(look.z_q, rows):
+            if rows.shape[1] == look.z_q.shape[1] and among(look.z_q, rows):
                 return (slot,), f"every z_q is a row of {slot.name}; codes are not returned"
     return (), "codes are not returned, and no tensor of the state has the values of z_q as rows"
-
-
-def _among(values: Tensor, rows: Tensor) -> bool:
-    gaps = (
-        torch.cdist(values.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
-    )
-    return bool((gaps <= 1e-3 * values.double().norm(dim=1).mean()).all())
 
 
 def _names(slots: tuple[Slot, ...]) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vqverify import capture
-from vqverify.discovery.codebook import effective
-from vqverify.discovery.layouts import scale_of
+from vqverify.discovery.codespace import effective
+from vqverify.discovery.measure import scale_of
 from vqverify.plan import TOKENS, Call, Decoder, arrange, enter, sizes
 
 if TYPE_CHECKING:

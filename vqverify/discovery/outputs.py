@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify.discovery.layouts import Candidate, scale_of
+from vqverify.discovery.measure import scale_of
 from vqverify.plan import Output
 from vqverify.state import all_tensors
 
 if TYPE_CHECKING:
     from vqverify.discovery.forms import Grid
+    from vqverify.discovery.layouts import Candidate
     from vqverify.discovery.trial import Path, Trial
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqverify import state
-from vqverify.discovery.codebook import effective, view
+from vqverify.discovery.codespace import effective, view
 from vqverify.plan import Slot, enter
 
 if TYPE_CHECKING:

@@ -45,6 +45,7 @@ class Trial:
     Attributes:
         module: the subject.
         method: the method that makes a pass.
+        arguments: what it needs besides the latents.
         origin: the state in which the module came.
         base: the state that each call starts from.
         error: what the last call raised, '' if it did not.
@@ -53,6 +54,7 @@ class Trial:
 
     module: nn.Module
     method: str = "__call__"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     origin: state.Snapshot = dataclasses.field(init=False)
     base: state.Snapshot = dataclasses.field(init=False)
     error: str = ""
@@ -88,13 +90,15 @@ class Trial:
             with torch.no_grad():
                 change()
         self.module.train(train)
-        returned = self.guarded(self.method, x, grad=grad, seed=seed)
+        returned = self.guarded(self.method, x, grad=grad, seed=seed, **self.arguments)
         if returned is None:
             return None
         found = list(leaves(returned[0]))
         return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]
 
-    def guarded(self, method: str, *args: Any, grad: bool = False, seed: int = 1) -> tuple[Any] | None:
+    def guarded(
+        self, method: str, *args: Any, grad: bool = False, seed: int = 1, **more: Any
+    ) -> tuple[Any] | None:
         """What a method returns, in a tuple; None if it raised."""
         self.calls += 1
         self.error = ""
@@ -106,7 +110,7 @@ class Trial:
                 torch.set_grad_enabled(grad),
             ):
                 warnings.simplefilter("ignore")
-                return (getattr(self.module, method)(*args),)  # a tuple: a method may return None
+                return (getattr(self.module, method)(*args, **more),)  # a tuple: a method may return None
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code may raise anything)
             text = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {text[0] if text else ''}"[:200]

@@ -1,0 +1,130 @@
+"""From stored rows to codes: what a layer makes of the rows of a tensor before they are codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqverify import capture
+from vqverify.discovery.measure import differs, scale_of
+from vqverify.state import all_tensors
+
+if TYPE_CHECKING:
+    from vqverify.discovery.bench import Bench, Look
+    from vqverify.plan import Slot
+
+
+def view(module: torch.nn.Module, slot: Slot) -> Tensor:
+    """The stored (K, Dc) tensor of a slot, sharing memory with the module."""
+    tensor = all_tensors(module)[slot.name].data
+    tensor = tensor[slot.index] if slot.index else tensor
+    return tensor.t() if slot.transposed else tensor
+
+
+def as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> tuple[tuple[Slot, ...], str]:
+    """Settle what the layer makes of stored rows; () if the codes are something else than rows."""
+    normalized = _scale_free(bench, look, slots[0])
+    if normalized:
+        slots = tuple(replace(slot, transform="normalize") for slot in slots)
+        text += "; their norms do not matter"
+    bench.reset()
+    record = bench.record(look.z)
+    bench.reset()
+    if all(
+        _appear(record, look, level, effective(bench, slot), capture.COARSE)
+        for level, slot in enumerate(slots)
+    ):
+        return slots, text
+    made = _made(bench, look, slots, record)
+    if made:
+        return made, f"{text}; the codes are not these rows but computed from them, and read from a pass"
+    return (
+        (),
+        f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known",
+    )
+
+
+def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
+    def change() -> None:
+        stored = view(bench.trial.module, slot)
+        grow = torch.rand(len(stored), 1, generator=torch.Generator().manual_seed(3)) + 1.0
+        stored.mul_(grow.to(stored))
+
+    after = bench.look(look.z, change=change)
+    return (
+        after is not None
+        and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
+    )
+
+
+def effective(bench: Bench, slot: Slot) -> Tensor:
+    """The codes of a slot as the layer uses them now, a copy."""
+    if slot.transform == "made":
+        return bench.layer().recorded()[slot.position][slot.index].detach().clone()
+    rows = view(bench.trial.module, slot).detach().clone()
+    return F.normalize(rows, dim=-1) if slot.transform == "normalize" else rows
+
+
+def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor, tolerance: float) -> bool:
+    """Whether a tensor of the pass holds the rows (K, Dc) that the codes of a level name."""
+    assert look.codes is not None
+    n, levels = look.codes.shape
+    want = rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
+    spread = (want - want.mean(0)).norm()
+    return any(
+        bool(
+            (reading.rows(tensor.detach().to(want.dtype), want.shape[1], levels) - want).norm()
+            <= tolerance * spread
+        )
+        for tensor in record
+        for reading in capture.readings(tensor, n, want.shape[1], levels)
+        if reading.part in {None, level}
+    )
+
+
+def _made(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> tuple[Slot, ...]:
+    """Slots that read the codes from a pass, where a tensor (K, Dc) of it has rows that the codes name; else ()."""
+    computed = bench.layer().recorded()
+    found: list[Slot] = []
+    for level, slot in enumerate(slots):
+        rows = len(view(bench.trial.module, slot))
+        places = (
+            replace(slot, index=index, transposed=False, transform="made", position=position)
+            for position, tensor in enumerate(computed)
+            if tensor.ndim >= 2
+            and tensor.shape[-2] == rows
+            and tensor.numel() <= 64 * rows * tensor.shape[-1]
+            for index in product(*(range(size) for size in tensor.shape[:-2]))
+            if _appear(record, look, level, tensor[index], 1e-3)
+        )
+        place = next(places, None)
+        if place is None:
+            return ()
+        found.append(place)
+    return tuple(found)
+
+
+def nearest(bench: Bench, look: Look, slot: Slot) -> float:
+    """Share of latents whose code is the row nearest to them, by distance or by direction."""
+    bench.reset()
+    rows = effective(bench, slot).to(look.z)
+    if rows.shape[1] != look.z.shape[1]:
+        return 0.0
+    assert look.codes is not None
+    found = (
+        torch.cdist(look.z, rows).argmin(1),
+        (F.normalize(look.z, dim=1) @ F.normalize(rows, dim=1).t()).argmax(1),
+    )
+    return max(float((codes == look.codes[:, 0]).double().mean()) for codes in found)
+
+
+def among(values: Tensor, rows: Tensor) -> bool:
+    gaps = (
+        torch.cdist(values.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    )
+    return bool((gaps <= 1e-3 * values.double().norm(dim=1).mean()).all())

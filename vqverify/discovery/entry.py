@@ -1,0 +1,145 @@
+"""Which method makes a pass, with which arguments, at which D and in which layouts."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, NoReturn
+
+from torch import nn
+
+from vqverify.discovery.decoders import public_methods
+from vqverify.discovery.errors import undiscovered
+from vqverify.discovery.forms import grid
+from vqverify.discovery.layouts import Candidate, candidates, read
+
+if TYPE_CHECKING:
+    import torch
+
+    from vqverify.discovery.trial import Trial
+
+GUESSES = (
+    50,
+    1,
+    1.0,
+    None,
+    False,
+)  # for arguments that a pass needs besides the latents: rates, flags, options
+
+
+def find_calls(
+    trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The accepted layouts, the one to use first in front, with the evidence; sets the trial's method.
+
+    Returns:
+        An empty list if the pass is known and raises whatever it is given; `evidence["call"]` says what.
+
+    Raises:
+        DiscoveryError: if passes work without a z_q, or need arguments that cannot be guessed.
+    """
+    required = _required(trial.module)
+    found: list[Candidate] = []
+    for guess in GUESSES if required else (None,):
+        trial.arguments = dict.fromkeys(required, guess)
+        found = _settle(trial, dims, avoid, dtype)
+        if found:
+            break
+    raised = trial.error
+    if not found and (
+        type(trial.module).forward is nn.Module.forward or raised.startswith("NotImplementedError")
+    ):
+        trial.arguments = {}
+        for method in public_methods(trial.module, 1):
+            trial.method = method
+            found = _settle(trial, dims, avoid, dtype)
+            if found:
+                break
+    if found:
+        more = (
+            {"arguments": f"a pass needs {', '.join(required)}, guessed {guess!r}"} if trial.arguments else {}
+        )
+        return found, describe(found) | more
+    if trial.calls > trial.raised or required:
+        _give_up(trial, dims, required)
+    trial.method = "__call__"
+    return [], {"call": f"every call raised, the last one {raised}"}
+
+
+def _required(module: nn.Module) -> list[str]:
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    return [value.name for value in parameters if value.default is value.empty and value.kind in kinds]
+
+
+def _give_up(trial: Trial, dims: list[int], required: list[str]) -> NoReturn:
+    name = type(trial.module).__name__
+    if required:
+        reason = f"{name}.forward needs {', '.join(required)} besides the latents, and no guess works"
+    else:
+        reason = f"{name} returns no tensor of its input's size, so that no output can be z_q"
+    raise undiscovered(reason, dims[0] if dims else None)
+
+
+def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) -> list[Candidate]:
+    """The accepted layouts at the right D, the one to use first in front."""
+    every: list[Candidate] = []
+    local: dict[int, list[Candidate]] = {}
+    roughly: dict[int, list[Candidate]] = {}
+    for dim in dims:
+        # a multiple of D passes `view(-1, D)` too, so that only divisors of what was found are worth trying
+        if local and not any(known % dim == 0 and known != dim for known in local):
+            continue
+        for candidate in candidates(trial, [dim], avoid, dtype):
+            every.append(candidate)
+            if candidate.leak == 0 and candidate.reach > 0:
+                local.setdefault(dim, []).append(candidate)
+            elif candidate.spill == 0 and candidate.reach > 0 and candidate.trains:
+                roughly.setdefault(dim, []).append(candidate)
+    local = local or roughly
+    if local:
+        dim = min(local)
+        if len(local) > 1 and _is_free(trial, local[dim][0], dims, avoid, dtype):
+            dim = next(iter(local))
+        chosen = local[dim]
+        if any(candidate.codes for candidate in chosen):
+            chosen = [candidate for candidate in chosen if candidate.codes]
+        if any("1" not in candidate.z_q.form for candidate in chosen):
+            chosen = [candidate for candidate in chosen if "1" not in candidate.z_q.form]
+        return [candidate for candidate in chosen if candidate.train == chosen[0].train]
+    return sorted(every, key=Candidate.rank)[:1]
+
+
+def _is_free(trial: Trial, like: Candidate, dims: list[int], avoid: set[int], dtype: torch.dtype) -> bool:
+    """Whether any D will do."""
+    odd = next(value for value in (9, 10, 14, 15, 21, 22, 25, 27, 33) if value not in dims)
+    found = read(trial, grid(like.grid.layout, odd, avoid), dtype)
+    return found is not None and found.leak == 0
+
+
+def describe(found: list[Candidate]) -> dict[str, str]:
+    """Evidence of layout and z_q."""
+    best = found[0]
+    names = ", ".join(candidate.grid.layout for candidate in found)
+    text = f"{names} with D = {best.grid.dim}: "
+    if best.leak:
+        little = ", though little" if not best.spill else ""
+        text += (
+            f"the right shape, but replacing one latent changed {best.leak:.0%} of the other places{little}"
+        )
+    else:
+        text += (
+            "replacing one latent changes no other place of the output"
+            if best.reach
+            else "no input changes the output"
+        )
+    place = ".".join(map(str, best.z_q.path)) or "the output itself"
+    constant = (
+        "piecewise constant"
+        if best.constant >= 0.9
+        else f"NOT piecewise constant ({best.constant:.0%} of latents)"
+    )
+    value = dict(best.returned)[best.z_q.path]
+    finite = "" if bool(value.isfinite().all()) else ", NOT finite"
+    finite += "" if best.repeats else ", two equal calls differ"
+    reached = "a gradient reaches z" if best.attached else "no gradient reaches z"
+    return {"layout": text, "z_q": f"{place} of shape {tuple(value.shape)}: {constant}{finite}, {reached}"}
