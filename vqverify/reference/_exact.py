@@ -36,9 +36,10 @@ def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
         ValueError: if one of the rows holds NaN or infinity.
     """
     _require_finite(z, rows)
-    escalate = len(rows) > _FEW and table.rows.dtype != torch.float64
+    escalate = len(rows) > _FEW and table.centre.dtype != torch.float64
     if escalate:
-        table = prepare(codebook, torch.float64)
+        # not stored: it would take twice the memory of the codebook
+        table = prepare(codebook, torch.float64, store=False)
     out = torch.empty_like(rows)
     step = max(1, _BLOCK // (table.dim + 1))
     for part, index in zip(rows.split(step), out.split(step), strict=True):
@@ -54,7 +55,8 @@ def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
 
 
 def _require_finite(z: Tensor, rows: Tensor) -> None:
-    bad = rows[~z[rows].isfinite().all(1)].tolist()
+    step = max(1, _BLOCK // z.shape[1])
+    bad = [i for part in rows.split(step) for i in part[~z[part].isfinite().all(1)].tolist()]
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise ValueError(f"z must be finite; {len(bad)} of its {len(z)} rows hold NaN or infinity: {shown}")
@@ -77,7 +79,7 @@ def _candidates(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
     """Return (row, code) pairs, in lexicographic order: every code that may be the nearest of a row."""
     left = table.left(z)
     with full_precision():
-        scores = left @ table.rows.t()
+        scores = torch.cat([left @ block for block in table.blocks(_BLOCK // table.dim + 1)], 1)
     error = gap_error(torch.linalg.vector_norm(left[:, :-1], dim=1), table)
     # NaN, from overflow or a broken code, compares as "may be nearest"
     row, code = (~(scores > (scores.amin(1) + error).unsqueeze(1))).nonzero().unbind(1)

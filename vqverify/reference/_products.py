@@ -28,12 +28,14 @@ class Table(NamedTuple):
     """A codebook made ready: the right operand of the products, transposed.
 
     Attributes:
-        rows: [-2(c - centre), |c - centre|²] (K, D + 1).
+        codebook: the codes as given (K, D).
+        rows: [-2(c - centre), |c - centre|²] (K, D + 1), or None: computed anew whenever needed.
         centre: the mean code (D,), subtracted from codes and latents: a common offset costs no precision.
         largest: the largest |c - centre|, a scalar.
     """
 
-    rows: Tensor
+    codebook: Tensor
+    rows: Tensor | None
     centre: Tensor
     largest: Tensor
 
@@ -42,24 +44,43 @@ class Table(NamedTuple):
         """Entries of a latent."""
         return len(self.centre)
 
+    def blocks(self, columns: int) -> Generator[Tensor]:
+        """Yield the right operand (D + 1, <= columns) block by block."""
+        for i in range(0, len(self.codebook), columns):
+            codes = self.codebook[i : i + columns]
+            rows = _rows(codes, self.centre) if self.rows is None else self.rows[i : i + columns]
+            yield rows.t()
+
     def left(self, z: Tensor, out: Tensor | None = None) -> Tensor:
         """Return [z - centre, 1] (N, D + 1), the left operand; ``out`` has its ones already."""
         if out is None:
-            out = self.rows.new_ones(len(z), self.dim + 1)
+            out = self.centre.new_ones(len(z), self.dim + 1)
         torch.sub(z, self.centre, out=out[:, :-1])
         return out
 
 
-def prepare(codebook: Tensor, dtype: torch.dtype) -> Table:
+def prepare(codebook: Tensor, dtype: torch.dtype, *, store: bool = True) -> Table:
     """Return the table of a codebook (K, D) in ``dtype``, with no second copy of it on the way."""
-    k, dim = codebook.shape
-    rows = torch.empty(k, dim + 1, dtype=dtype, device=codebook.device)
-    centre = codebook.mean(0, dtype=dtype)
-    for block, codes in zip(rows.split(_COLUMNS), codebook.split(_COLUMNS), strict=True):
-        torch.sub(codes, centre, out=block[:, :dim])
-        torch.sum(block[:, :dim].square(), 1, out=block[:, dim])
-    rows[:, :dim].mul_(-2)
-    return Table(rows, centre, rows[:, dim].max().sqrt())
+    # any common vector would do: its rounding cancels
+    centre = codebook.new_zeros(codebook.shape[1], dtype=dtype)
+    for block in codebook.split(_COLUMNS):
+        centre += block.sum(0, dtype=dtype) / len(codebook)
+    rows = centre.new_empty(len(codebook), len(centre) + 1) if store else None
+    largest = centre.new_zeros(())
+    for i in range(0, len(codebook), _COLUMNS):
+        part = slice(i, i + _COLUMNS)
+        block = _rows(codebook[part], centre, None if rows is None else rows[part])
+        largest = torch.maximum(largest, block[:, -1].max())  # NaN stays NaN
+    return Table(codebook, rows, centre, largest.sqrt())
+
+
+def _rows(codes: Tensor, centre: Tensor, out: Tensor | None = None) -> Tensor:
+    dim = len(centre)
+    out = centre.new_empty(len(codes), dim + 1) if out is None else out
+    torch.sub(codes, centre, out=out[:, :dim])
+    torch.sum(out[:, :dim].square(), 1, out=out[:, dim])
+    out[:, :dim].mul_(-2)
+    return out
 
 
 def certified(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
@@ -111,10 +132,10 @@ class _Workspace:
     """Memory that all blocks share: a fresh buffer costs more in page faults than the reductions do."""
 
     def __init__(self, table: Table, rows: int) -> None:
-        k = len(table.rows)
+        k = len(table.codebook)
+        self.table = table
         self.columns = -(-k // -(-k // _COLUMNS))  # blocks of nearly equal size
-        self.codes = [block.t() for block in table.rows.split(self.columns)]
-        self.left = table.rows.new_ones(rows, table.dim + 1)
+        self.left = table.centre.new_ones(rows, table.dim + 1)
         self.rows = max(16, BUFFER_BYTES // (self.left.element_size() * self.columns))
         self.scores = self.left.new_empty(min(rows, self.rows) * self.columns)
         self.values = self.left.new_empty(4, rows)
@@ -126,15 +147,14 @@ def _gaps(left: Tensor, work: _Workspace, index: Tensor) -> Tensor:
     pair, (best, second) = work.values[:, : len(left)].split(2)
     first, runner_up = pair
     reduce = _reduce_numpy if left.device.type == "cpu" else _reduce_topk
-    if len(work.codes) == 1:
-        reduce(left, work, 0, index, pair)
-        return runner_up.sub_(first)
     found = work.found[: len(left)]
-    best.fill_(torch.inf)
-    second.fill_(torch.inf)
-    index.zero_()
-    for j in range(len(work.codes)):
-        reduce(left, work, j, found, pair)
+    for j, codes in enumerate(work.table.blocks(work.columns)):
+        reduce(left, codes, work, found, pair)
+        if j == 0:
+            best.copy_(first)
+            second.copy_(runner_up)
+            index.copy_(found)
+            continue
         # the loser of the two firsts may be the second; an earlier block wins ties
         torch.minimum(second, runner_up, out=second)
         torch.minimum(second, torch.maximum(best, first), out=second)
@@ -143,12 +163,11 @@ def _gaps(left: Tensor, work: _Workspace, index: Tensor) -> Tensor:
     return second.sub_(best)
 
 
-def _reduce_numpy(left: Tensor, work: _Workspace, block: int, index: Tensor, values: Tensor) -> None:
+def _reduce_numpy(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, values: Tensor) -> None:
     """Write the rows' arg-minima, minima and second minima over one block of codes.
 
     numpy's argmin is vectorised, torch's is not: 20 times faster on a buffer in cache. torch's amin is.
     """
-    codes = work.codes[block]
     k = codes.shape[1]
     best, second = values
     at, least = index.numpy(), best.numpy()
@@ -167,10 +186,9 @@ def _reduce_numpy(left: Tensor, work: _Workspace, block: int, index: Tensor, val
         torch.amin(scores, 1, out=second[i : i + m])
 
 
-def _reduce_topk(left: Tensor, work: _Workspace, block: int, index: Tensor, values: Tensor) -> None:
+def _reduce_topk(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, values: Tensor) -> None:
     """Do the same on any device."""
     best, second = values
-    codes = work.codes[block]
     for i in range(0, len(left), work.rows):
         part = slice(i, i + work.rows)
         least, order = (left[part] @ codes).topk(min(2, codes.shape[1]), largest=False)

@@ -1,0 +1,157 @@
+"""Tables of ratios, as Markdown: `python -m benchmarks.ratios [TABLE]...`.
+
+One thread unless `--threads` says otherwise. A cell is the median of five runs with the
+extremes; a run is the ratio of medians of interleaved rounds, in CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks import _cases, _measure, estimator, layer, memory, update
+
+
+def lookup(args: argparse.Namespace) -> None:
+    print("\n## Certified exact lookup, ratio to the bare matrix product\n")
+    print("| N,K,D | buffered product (4 MiB) | tiled product (1 MiB) | full product |")
+    print("|---|---|---|---|")
+    names = ("buffered", "tiled", "full")
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    for n, k, d in shapes(args):
+        z, codes = _cases.data(n, k, d)
+        bases = {
+            "buffered": lambda z=z, codes=codes: _cases.product_buffered(z, codes),
+            "tiled": lambda z=z, codes=codes: _cases.product_tiled(z, codes),
+        }
+        if n * k <= 2**27:
+            bases["full"] = lambda z=z, codes=codes: _cases.product_full(z, codes)
+        cells = dict.fromkeys(names, "-")
+        work = {"ours": lambda z=z, codes=codes: _cases.ours(z, codes), **bases}
+        collected: dict[str, list[float]] = {name: [] for name in bases}
+        for _ in range(args.runs):
+            taken = _measure.times(work, rounds(n, k, d))
+            for name, values in collected.items():
+                values.append(taken["ours"] / taken[name])
+        for name, values in collected.items():
+            ratio = _measure.Ratio(sorted(values)[len(values) // 2], min(values), max(values))
+            cells[name] = str(ratio)
+            found[name].append((d, ratio.median))
+        print(f"| {n},{k},{d} | " + " | ".join(cells[name] for name in names) + " |", flush=True)
+    for label, least in (("all", 0), ("D >= 64", 64)):
+        means = [_measure.geometric_mean([r for d, r in found[name] if d >= least]) for name in names]
+        print(f"| geometric mean, {label} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+
+
+def others(args: argparse.Namespace) -> None:
+    print("\n## Other lookups, ratio to ours (above 1: ours is faster)\n")
+    print("| N,K,D | cdist + argmin | addmm + argmin | vector-quantize-pytorch (eval pass) | faiss flat |")
+    print("|---|---|---|---|---|")
+    for n, k, d in shapes(args):
+        if n * k > 2**26:
+            continue
+        z, codes = _cases.data(n, k, d)
+        theirs = _cases.vq_pytorch(d, k).eval()
+        search = _cases.faiss_flat(codes)
+        work = {
+            "ours": lambda z=z, codes=codes: _cases.ours(z, codes),
+            "cdist": lambda z=z, codes=codes: _cases.cdist_argmin(z, codes),
+            "addmm": lambda z=z, codes=codes: _cases.addmm_argmin(z, codes),
+            "vqp": torch.no_grad()(lambda z=z, theirs=theirs: theirs(z)),
+        }
+        if search:
+            work["faiss"] = lambda z=z, search=search: search(z)
+        cells = _measure.ratios(work, "ours", runs=args.runs, rounds=3)
+        print(
+            f"| {n},{k},{d} | " + " | ".join(str(cells.get(c, "-")) for c in list(work)[1:]) + " |",
+            flush=True,
+        )
+
+
+def estimators(args: argparse.Namespace) -> None:
+    print("\n## Rotation estimator, forward and backward, ratio to z + (q - z).detach()\n")
+    print("| N,D | rotation |\n|---|---|")
+    for n, d in ((65536, 64), (16384, 256), (65536, 128), (65536, 8), (4096, 64)):
+        found = _measure.ratios(estimator.work(n, d), "straight-through", runs=args.runs, rounds=9)
+        print(f"| {n},{d} | {found['rotation']} |", flush=True)
+
+
+def layers(args: argparse.Namespace) -> None:
+    print("\n## Training step, ratio to ours with straight-through\n")
+    print(
+        "| N,K,D | rotation | vector-quantize-pytorch, rotation | the same, straight-through |\n|---|---|---|---|"
+    )
+    for n, k, d in ((4096, 1024, 64), (4096, 8192, 64), (4096, 512, 8)):
+        work = layer.work(n, k, d, others=n * k <= 2**22)
+        found = _measure.ratios(work, "straight-through", runs=args.runs, rounds=7)
+        names = ("rotation", "vq-pytorch rotation", "vq-pytorch straight-through")
+        print(
+            f"| {n},{k},{d} | " + " | ".join(str(found.get(name, "-")) for name in names) + " |", flush=True
+        )
+
+
+def updates(args: argparse.Namespace) -> None:
+    print("\n## EMA statistics, time of the one-hot product over ours\n")
+    print("| N,K,D | one-hot |\n|---|---|")
+    for shape in ((4096, 1024, 64), (4096, 1024, 8), (16384, 1024, 64)):
+        found = _measure.ratios(update.work(*shape), "ours", runs=args.runs)
+        print(f"| {','.join(map(str, shape))} | {found['one-hot']} |", flush=True)
+
+
+def memories(_args: argparse.Namespace) -> None:
+    print("\n## Memory of a lookup beyond inputs, outputs and one copy of the codebook, MiB\n")
+    print("| N,K,D | ours | ours, clusters | cdist + argmin |\n|---|---|---|---|")
+    for shape in (
+        (4096, 8192, 64),
+        (16384, 2048, 64),
+        (65536, 1024, 256),
+        (4096, 65536, 64),
+        (1024, 8192, 256),
+    ):
+        z, codes = _cases.data(*shape)
+        far_z, far_codes = z.clone(), codes.clone()
+        far_z[::2] += 1000
+        far_codes[::2] += 1000
+        cells = [memory.extra(z, codes), memory.extra(far_z, far_codes)]
+        cells.append(memory.extra(z, codes, _cases.cdist_argmin))
+        print(
+            f"| {','.join(map(str, shape))} | " + " | ".join(f"{c / 2**20:.1f}" for c in cells) + " |",
+            flush=True,
+        )
+
+
+def shapes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
+    return [shape for shape in _cases.SHAPES if shape[0] in args.n]
+
+
+def rounds(n: int, k: int, d: int) -> int:
+    return max(1, min(15, int(2e9 / (n * k * d))))
+
+
+TABLES = {
+    "lookup": lookup,
+    "others": others,
+    "estimator": estimators,
+    "layer": layers,
+    "update": updates,
+    "memory": memories,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", default=list(TABLES), help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--n", type=int, nargs="*", default=[4096, 65536], help="batch sizes of the lookup")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.tables:
+        if name not in TABLES:
+            parser.error(f"no table {name!r}; there are {', '.join(TABLES)}")
+        TABLES[name](args)
+
+
+if __name__ == "__main__":
+    main()
