@@ -12,14 +12,14 @@ from vqverify import report as reports
 from vqverify.render import badge, html, junit, markdown, terminal, words
 from vqverify.report import Report, ReportError, Result, SubjectReport
 
-ZEROS = [0] * 12
+ZEROS, THIRD = [0] * 12, 0.3333333333
 WITNESS = {
     "format": 1,
     "subject": {"target": "my.py:VQ", "kwargs": {"dim": 4}},
     "operations": [
         {"op": "construct", "seed": 0},
         {"op": "set_codebook", "level": 0, "values": {"dtype": "float32", "shape": [3, 4], "values": ZEROS}},
-        {"op": "train", "seed": 1, "z": {"dtype": "float32", "shape": [1, 4], "values": [1, 0, 0, 0.33333333]}},
+        {"op": "train", "seed": 1, "z": {"dtype": "float32", "shape": [1, 4], "values": [1, 0, 0, THIRD]}},
         {
             "op": "check", "case": None, "seed": 0,
             "z": {"dtype": "float64", "shape": [1, 4], "values": [1, "nan", 0, 0]},

@@ -44,7 +44,7 @@ def _table(identified: Mapping[str, Any], *, fold: bool) -> Table:
     """Name, value, origin and evidence; `fold` lets long evidence take more lines, else it is cut."""
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold" if fold else "ellipsis", no_wrap=not fold, max_width=20 if fold else 28)
+    grid.add_column(overflow="fold" if fold else "ellipsis", no_wrap=not fold, max_width=20)
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(style="dim", overflow="fold" if fold else "ellipsis", no_wrap=not fold, ratio=1)
     for name, item in identified.items():

@@ -90,6 +90,10 @@ def verdict(report: Report) -> str:
     if code == 0 and report.counts["failed"]:
         kinds = ", ".join(report.profile.get("fail_on", ())) or "no kind"
         meaning = f"what must hold does; failures count for {kinds}"
+    elif code == 0 and report.counts["expected"]:
+        meaning = "nothing fails but what is expected to"
+    if code == 0 and not report.complete:
+        meaning = "nothing failed among the rows that were reached"
     return f"exit {code}: {meaning}"
 
 
