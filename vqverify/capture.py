@@ -78,22 +78,38 @@ class Reading:
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the record: index of the tensor, and how to read it. Index −1 is the input leaf."""
+    """A place in the record: index of the tensor, and how to read it. Index −1 is the input leaf.
+
+    In a `Located`, an attached tensor is counted among the attached ones alone: what a lookup does with
+    detached numbers may depend on the data, the path of the gradient does not.
+    """
 
     index: int
     reading: Reading
+    attached: bool = False
 
 
 @dataclass(frozen=True)
 class Located:
-    """Positions of every level's z_c and q_c, valid for records of the same length.
+    """Positions of every level's z_c and q_c, valid for records with as many (attached) tensors.
 
     `plain` says that z_c is the input and q_c the output, in value and in gradient: no record is needed.
     """
 
     length: int
+    attached: int
     levels: tuple[tuple[Position | None, Position], ...]
     plain: bool = False
+
+    def fits(self, record: Sequence[Tensor]) -> bool:
+        """Whether its positions mean the same in another record."""
+        whole = all(place is None or place.attached or place.index < 0 for pair in self.levels for place in pair)
+        return (whole or self.length == len(record)) and self.attached == len(attached(record))
+
+
+def attached(record: Sequence[Tensor]) -> list[Tensor]:
+    """The recorded tensors that carry a graph."""
+    return [tensor for tensor in record if tensor.requires_grad]
 
 
 def readings(tensor: Tensor, n: int, dim: int, levels: int) -> Iterator[Reading]:
@@ -153,7 +169,18 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
         if pair is None:
             return None
         found.append(pair)
-    return Located(len(record), tuple(found))
+    return Located(len(record), len(attached(record)), tuple((_among(record, z), _settled(record, q)) for z, q in found))
+
+
+def _among(record: Sequence[Tensor], place: Position | None) -> Position | None:
+    return None if place is None else _settled(record, place)
+
+
+def _settled(record: Sequence[Tensor], place: Position) -> Position:
+    """Count an attached tensor among the attached ones."""
+    if place.index < 0 or not record[place.index].requires_grad:
+        return place
+    return Position(len(attached(record[: place.index])), place.reading, attached=True)
 
 
 def _locate_level(
@@ -277,10 +304,15 @@ def is_plain(level: Level, leaf: Tensor, z_q: Tensor) -> bool:
 def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequence[int]) -> tuple[Level, ...]:
     """The levels of another pass with the same sequence of operations."""
     count = len(located.levels)
+    graph = attached(record)
+
+    def at(place: Position) -> Tensor:
+        return tensor_at(graph if place.attached else record, leaf, place.index)
+
     return tuple(
         Level(
-            None if z_c is None else node(tensor_at(record, leaf, z_c.index), z_c.reading, dim, count),
-            node(tensor_at(record, leaf, q_c.index), q_c.reading, dim, count),
+            None if z_c is None else node(at(z_c), z_c.reading, dim, count),
+            node(at(q_c), q_c.reading, dim, count),
         )
         for (z_c, q_c), dim in zip(located.levels, dims, strict=True)
     )

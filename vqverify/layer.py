@@ -50,7 +50,7 @@ class Layer:
     traits: dict[str, Finding] = field(default_factory=dict[str, Finding])
     copyable: bool = True  # restore by snapshot was shown to equal a fresh construction
     _fresh: state.Snapshot | None = None
-    _located: dict[tuple[bool, int], capture.Located | None] = field(default_factory=dict[tuple[bool, int], Any])
+    _located: dict[bool, capture.Located | None] = field(default_factory=dict[bool, Any])
 
     def forward(
         self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
@@ -100,23 +100,19 @@ class Layer:
     def _levels(
         self, record: list[Tensor], leaf: Tensor, codes: Tensor, before: tuple[Tensor, ...], *, train: bool
     ) -> tuple[Level, ...]:
-        key = (train, len(record))
-        if key not in self._located:
-            self._located[key] = self._locate(train=train, length=len(record))
-        located = self._located[key]
-        if located is None and len(codes) > leaf.shape[1]:
-            located = capture.locate(record, leaf, codes, before)
+        located = self._located.get(train)
+        if located is None or not located.fits(record):
+            located = capture.locate(record, leaf, codes, before) if len(codes) > leaf.shape[1] else None
         return () if located is None else capture.read(record, leaf, located, [e.shape[1] for e in before])
 
     def _plain(self, *, train: bool) -> bool:
         """Whether passes need no record: the layer searches its input and returns its codes as they are."""
-        key = (train, -1)
-        if key not in self._located:
-            self._located[key] = self._locate(train=train)
-        located = self._located[key]
+        if train not in self._located:
+            self._located[train] = self._locate(train=train)
+        located = self._located[train]
         return located is not None and located.plain
 
-    def _locate(self, *, train: bool, length: int | None = None) -> capture.Located | None:
+    def _locate(self, *, train: bool) -> capture.Located | None:
         """Locate the levels on generic latents, so that no drawn input can mislead the search."""
         saved, modes = state.take(self.module), self.module.training
         n = 2 * self.domain.dim + 13
@@ -136,7 +132,7 @@ class Layer:
                     raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
                 recorder.note(raw)
                 codes = self._codes(raw, call, n, 1)
-                if codes is None or length not in {None, len(recorder.tensors)}:
+                if codes is None:
                     return None
                 located = capture.locate(recorder.tensors, leaf, codes, books)
                 if located is None:  # a layer that quantises after its update returns codes of the new codebook

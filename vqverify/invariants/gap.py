@@ -9,7 +9,7 @@ import numpy as np
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.estimator import SURROGATES
+from vqverify.invariants.estimator import SURROGATES, on_codes
 from vqverify.invariants.measure import SAFE, Array, array, norms, rotation_law_bound, roundoff, traced, trait, views
 from vqverify.invariants.rotation import received
 from vqverify.quantizer import Quantizer
@@ -92,12 +92,7 @@ def tight(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def zero_quantisation(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Where the latent is its code, the gradient gap is 0."""
-    out = traced(subject, case)
-    u = roundoff(subject)
-    for view in views(out):
-        relative = rotation_law_bound(view.z, view.q, u)
-        keep = np.flatnonzero((view.z == view.q).all(1) & (relative < SAFE) & (view.k >= 0))
-        if len(keep):
-            g = np.resize(array(case.g), view.z.shape)
-            gap = norms(received(subject, out, view, g)[keep] - g[keep])
-            yield within(gap, norms(g[keep]) * relative[keep], "zero", f"gap where z = q, level {view.index}")
+    for out, view, keep, bound in on_codes(subject, case):
+        g = np.resize(array(case.g), view.z.shape)
+        gap = norms(received(subject, out, view, g)[keep] - g[keep])
+        yield within(gap, norms(g[keep]) * bound, "zero", f"gap where z = q, level {view.index}")
