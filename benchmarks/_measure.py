@@ -61,7 +61,7 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def peak_bytes(work: Work) -> int:
-    """Return the most memory held at a time by what ``work`` allocates: torch's CPU allocations and numpy's."""
+    """Return the most memory held at a time by ``work``: torch's CPU allocations and numpy's."""
     work()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True

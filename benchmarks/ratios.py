@@ -79,9 +79,8 @@ def estimators(args: argparse.Namespace) -> None:
 
 def layers(args: argparse.Namespace) -> None:
     print("\n## Training step, ratio to ours with straight-through\n")
-    print(
-        "| N,K,D | rotation | vector-quantize-pytorch, rotation | the same, straight-through |\n|---|---|---|---|"
-    )
+    print("| N,K,D | rotation | vector-quantize-pytorch, rotation | the same, straight-through |")
+    print("|---|---|---|---|")
     for n, k, d in ((4096, 1024, 64), (4096, 8192, 64), (4096, 512, 8)):
         work = layer.work(n, k, d, others=n * k <= 2**22)
         found = _measure.ratios(work, "straight-through", runs=args.runs, rounds=7)

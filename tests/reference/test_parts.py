@@ -133,6 +133,7 @@ def test_replacement_in_a_learnt_codebook_leaves_the_gradient_right():
         ({"replacement": 0}, "replacement must be an int of at least 1; it was 0"),
         ({"replacement": 5, "learning": "none"}, "replacement must be None with learning='none'"),
         ({"learning": "gradient", "smoothing": 1e-5}, "smoothing must be 0 with learning='gradient'"),
+        ({"codebook_weight": 1.0}, "codebook_weight must be None with learning='ema'"),
         ({"synchronized": 0.5}, "synchronized must be 0 with learning='ema'"),
         ({"affine": "learnable"}, "affine must be 'none' with learning='ema'"),
         (

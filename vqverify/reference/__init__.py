@@ -38,7 +38,7 @@ from vqverify.reference.gradients import (
 )
 from vqverify.reference.gumbel import GumbelVQ
 from vqverify.reference.initialise import Clusters, kmeans
-from vqverify.reference.layers import Quantized, VectorQuantizer
+from vqverify.reference.layers import VectorQuantizer
 from vqverify.reference.learners import Learner
 from vqverify.reference.lookup import directions, nearest_codes, nearest_codes_lower_precision
 from vqverify.reference.losses import (
@@ -50,6 +50,7 @@ from vqverify.reference.losses import (
 from vqverify.reference.projected import ProjectedCosineVQ
 from vqverify.reference.replacement import Replacement
 from vqverify.reference.residual import ResidualVQ
+from vqverify.reference.result import Quantized
 from vqverify.reference.sampling import gumbel_like, sample_codes, warm_up
 from vqverify.reference.scalar import FSQ
 from vqverify.reference.sqvae import SQVAE

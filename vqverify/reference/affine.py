@@ -125,6 +125,19 @@ class MomentAffine(nn.Module):
         self.seen.add_(1)
 
 
+def as_affine(value: str | LearnableAffine | MomentAffine, dim: int) -> LearnableAffine | MomentAffine | None:
+    """Return the map of a name (``"none"``, ``"learnable"``, ``"moments"``), or the map that was given.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if not isinstance(value, str):
+        return value
+    table = {"none": None, "learnable": LearnableAffine, "moments": MomentAffine}
+    build = _checks.choice("affine", value, table)
+    return build(dim) if build else None
+
+
 def _in_groups(codebook: Tensor, groups: int) -> Tensor:
     if len(codebook) % groups:
         raise ValueError(f"groups must divide the number of codes, {len(codebook)}; it was {groups}")

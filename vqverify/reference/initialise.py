@@ -77,3 +77,13 @@ def kmeans(
             break
         centres = moved
     return Clusters(centres, counts, torch.stack(objective))
+
+
+def initial_codes(name: str, size: int, dim: int) -> Tensor:
+    """Return first codes (K, D): N(0, 1), or uniform in ±1/K; ``"kmeans"`` is normal until the first batch.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    span = _checks.choice("initialisation", name, {"normal": None, "uniform": 1 / size, "kmeans": None})
+    return torch.randn(size, dim) if span is None else torch.empty(size, dim).uniform_(-span, span)

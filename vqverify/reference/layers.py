@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
-from vqverify.reference.affine import LearnableAffine, MomentAffine
+from vqverify.reference._life_cycle import keep_wide, recomputing
+from vqverify.reference.affine import as_affine
 from vqverify.reference.codebooks import broadcast
 from vqverify.reference.estimators import ESTIMATORS, straight_through, synchronize
-from vqverify.reference.initialise import kmeans
+from vqverify.reference.initialise import initial_codes, kmeans
 from vqverify.reference.learners import Learner
 from vqverify.reference.lookup import directions, nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
-from vqverify.reference.replacement import Replacement
+from vqverify.reference.replacement import as_replacement
+from vqverify.reference.result import Quantized
 from vqverify.reference.sampling import sample_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vqverify.reference.affine import LearnableAffine, MomentAffine
     from vqverify.reference.estimators import Estimator
-
-AFFINE: dict[str, Callable[[int], LearnableAffine | MomentAffine] | None] = {
-    "none": None,
-    "learnable": LearnableAffine,
-    "moments": MomentAffine,
-}
-"""Affine reparametrizations by name."""
-
-
-class Quantized(NamedTuple):
-    """What a layer returns.
-
-    Attributes:
-        z_q: quantized latents, with the shape and dtype of z; masked latents give 0.
-        codes: int64 indices, the shape of z without its channels; -1 where masked. A stack of levels has a
-            last axis of levels.
-        loss: a scalar in at least float32, to be added to the task loss; 0 if nothing is weighted.
-    """
-
-    z_q: Tensor
-    codes: Tensor
-    loss: Tensor
+    from vqverify.reference.replacement import Replacement
 
 
 class VectorQuantizer(nn.Module):
@@ -75,7 +57,7 @@ class VectorQuantizer(nn.Module):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         learning: str = "ema",
-        codebook_weight: float = 1.0,
+        codebook_weight: float | None = None,
         smoothing: float = 0.0,
         channel_first: bool = False,
         temperature: float = 0.0,
@@ -96,7 +78,8 @@ class VectorQuantizer(nn.Module):
             commitment_weight: weight of mean |z - sg q|².
             learning: ``"ema"``, ``"memoryless"``, ``"gradient"`` (codes are a parameter, moved by the
                 codebook loss) or ``"none"``; see :data:`vqverify.reference.learners.RULES`.
-            codebook_weight: weight of mean |sg z - q|²; used by ``learning="gradient"`` alone.
+            codebook_weight: weight of mean |sg z - q|²: 1 with ``learning="gradient"``, and None, there is no
+                such loss, elsewhere.
             smoothing: ε of Laplace smoothing in ``"ema"``; 0 for none (codes shrink with it, T21).
             channel_first: latents are (B, D, ...) (images, for one) and not (..., D).
             temperature: T of stochastic codes in train mode, p ∝ exp(-|z - c|²/T); 0 for the nearest code.
@@ -117,20 +100,16 @@ class VectorQuantizer(nn.Module):
         )
         self.cosine = _checks.choice("metric", metric, {"euclidean": False, "cosine": True})
         self.commitment_weight = _checks.number("commitment_weight", commitment_weight)
-        self.codebook_weight = _checks.number("codebook_weight", codebook_weight)
+        if codebook_weight is not None:
+            _checks.number("codebook_weight", codebook_weight)
+        self.codebook_weight = 1.0 if codebook_weight is None else codebook_weight
         self.channel_first = channel_first
         self.temperature = _checks.number("temperature", temperature)
         self.synchronized = _checks.number("synchronized", synchronized)
-        if isinstance(replacement, int):
-            replacement = Replacement(lifespan=_checks.positive_int("replacement", replacement))
-        self.learner = Learner(learning, decay, smoothing, self.cosine, replacement)
-        if isinstance(affine, str):
-            build = _checks.choice("affine", affine, AFFINE)
-            self.affine = build(dim) if build else None
-        else:
-            self.affine = affine
-        self._require_sense()
-        codes = _initial_codes(initialisation, codebook_size, dim)
+        self.learner = Learner(learning, decay, smoothing, self.cosine, as_replacement(replacement))
+        self.affine = as_affine(affine, dim)
+        self._require_sense(codebook_weight)
+        codes = initial_codes(initialisation, codebook_size, dim)
         codes = directions(codes) if self.cosine else codes
         if learning == "gradient":
             self.codebook = nn.Parameter(codes)
@@ -177,7 +156,7 @@ class VectorQuantizer(nn.Module):
         """
         latents = directions(z) if self.cosine else z
         anchor = latents if anchor is z else directions(anchor) if self.cosine else anchor
-        again = self.training and _recomputing()
+        again = self.training and recomputing()
         if self.training and self.initialisation == "kmeans" and not again:
             self._start(latents, mask)
         codebook = self.effective_codebook(previous=again)
@@ -247,18 +226,15 @@ class VectorQuantizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizer:
         """Move or cast the module, but keep the accumulators in at least float32."""
-        before = {
-            name: value for name, value in self.named_buffers(recurse=False) if name in ("counts", "sums")
-        }
+        before = {name: value for name, value in self._state().items() if name in ("counts", "sums")}
         super()._apply(fn, recurse)
-        for name, value in before.items():
-            moved = getattr(self, name)
-            if moved.dtype != torch.promote_types(moved.dtype, torch.float32):
-                setattr(self, name, value.to(moved.device))
+        keep_wide(self, before)
         return self
 
-    def _require_sense(self) -> None:
+    def _require_sense(self, codebook_weight: float | None) -> None:
         rule = self.learner.rule
+        if codebook_weight is not None and rule != "gradient":
+            raise ValueError(f"codebook_weight must be None with learning={rule!r}: codes take no gradient")
         if self.synchronized and rule != "gradient":
             raise ValueError(f"synchronized must be 0 with learning={rule!r}: the codes take no gradient")
         if self.affine is not None and rule != "gradient":
@@ -293,13 +269,3 @@ class VectorQuantizer(nn.Module):
     def _store(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
             getattr(self, name).copy_(value)
-
-
-def _initial_codes(name: str, size: int, dim: int) -> Tensor:
-    span = _checks.choice("initialisation", name, {"normal": None, "uniform": 1 / size, "kmeans": None})
-    return torch.randn(size, dim) if span is None else torch.empty(size, dim).uniform_(-span, span)
-
-
-def _recomputing() -> bool:
-    """Return whether this pass runs inside a backward: activation checkpointing runs it a second time."""
-    return torch._C._current_graph_task_id() != -1  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]

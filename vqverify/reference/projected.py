@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
-from vqverify.reference.layers import Quantized, VectorQuantizer
+from vqverify.reference.layers import VectorQuantizer
+from vqverify.reference.result import Quantized
 
 
 class ProjectedCosineVQ(nn.Module):
@@ -29,7 +30,7 @@ class ProjectedCosineVQ(nn.Module):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         learning: str = "ema",
-        codebook_weight: float = 1.0,
+        codebook_weight: float | None = None,
         channel_first: bool = False,
     ) -> None:
         """Build a layer; ``codebook_dim`` is the projection's width, the rest as in :class:`VectorQuantizer`.

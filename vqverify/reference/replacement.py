@@ -52,3 +52,14 @@ def draw_replacements(z: Tensor, number: int) -> Tensor:
     order = torch.randperm(len(z), device=z.device)
     rows = z[order[torch.arange(number, device=z.device) % max(1, len(z))]]
     return broadcast(rows.contiguous())
+
+
+def as_replacement(value: Replacement | int | None) -> Replacement | None:
+    """Return the rule that was given; an int is a lifespan in steps.
+
+    Raises:
+        ValueError: if the int is below 1.
+    """
+    if isinstance(value, int):
+        return Replacement(lifespan=_checks.positive_int("replacement", value))
+    return value

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
-from vqverify.reference.layers import Quantized, VectorQuantizer
+from vqverify.reference.layers import VectorQuantizer
+from vqverify.reference.result import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +36,7 @@ class ResidualVQ(nn.Module):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         learning: str = "ema",
-        codebook_weight: float = 1.0,
+        codebook_weight: float | None = None,
         smoothing: float = 0.0,
         channel_first: bool = False,
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqverify.reference import _checks
 from vqverify.reference.estimators import straight_through
-from vqverify.reference.layers import Quantized
+from vqverify.reference.result import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

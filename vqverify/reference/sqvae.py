@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vqverify.reference import _checks
 from vqverify.reference.estimators import straight_through
-from vqverify.reference.layers import Quantized
+from vqverify.reference.result import Quantized
 from vqverify.reference.sampling import gumbel_like
 
 

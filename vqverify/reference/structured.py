@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from vqverify.reference import _checks
 from vqverify.reference.estimators import ESTIMATORS, straight_through
-from vqverify.reference.layers import Quantized, VectorQuantizer
+from vqverify.reference.layers import VectorQuantizer
 from vqverify.reference.lookup import nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
+from vqverify.reference.result import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +38,7 @@ class GroupedVQ(nn.Module):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         learning: str = "ema",
-        codebook_weight: float = 1.0,
+        codebook_weight: float | None = None,
         channel_first: bool = False,
     ) -> None:
         """Build G quantizers of D/G channels; the other arguments are those of :class:`VectorQuantizer`.
