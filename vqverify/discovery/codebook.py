@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vqverify.discovery.bench import Bench, Look
 
 ROUNDS = 4  # groups of rows that are changed, a third of all rows each
-MATCH = 0.7  # agreement (Jaccard) between changed latents and latents with a changed code
+MATCH = 0.7  # agreement (Jaccard) of changed latents with latents of a changed code; codes that occur twice cost some
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,20 @@ class _View:
     rows: int
 
 
-def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
+def find_codebook(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...], str]:
     """A slot a level, or () with the reason.
 
     Args:
         bench: call known.
         look: a pass that reaches many codes.
+        odd: z_q is no function of the codes, as it must be: what the codes name is looked for by distance too.
     """
     if look.codes is None:
         return _by_value(bench, look)
     levels = look.codes.shape[1]
+    idle = [level for level in range(levels) if len(look.codes[:, level].unique()) < 2]
+    if idle and len(idle) < levels:
+        return (), f"level {idle[0]} uses one code for all latents, so that its codebook cannot be told from other weights"
     scores: dict[int, tuple[float, Slot]] = {}
     shared: tuple[float, Slot] | None = None
     least = int(look.codes.max(0).values.min()) + 1
@@ -61,7 +65,7 @@ def find_codebook(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
         slots = (shared[1],) * levels
         text = f"changing rows of {_names(slots[:1])}, shared by all levels, changes z_q where a code is one of them (agreement {shared[0]:.2f})"
     else:
-        return _renumbered(bench, look)
+        return _renumbered(bench, look, odd=odd)
     return as_codes(bench, look, slots, text)
 
 
@@ -135,7 +139,7 @@ def _jaccard(a: Tensor, b: Tensor) -> float:
     return int((a & b).sum()) / either if either else 0.0
 
 
-def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
+def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...], str]:
     """Where the codes do not name the rows that z_q is made of: what they could name, so that it can be checked."""
     assert look.codes is not None
     if look.codes.shape[1] == 1:
@@ -143,7 +147,7 @@ def _renumbered(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
             if candidate.rows <= 64 and _owns(bench, look, candidate):
                 text = f"each row of {candidate.slot.name} owns the latents of one code, but of another number than its own"
                 return (candidate.slot,), text
-        for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True):
+        for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True) if odd else ():
             if nearest(bench, look, candidate.slot) >= 0.9:
                 text = f"the codes name the rows of {candidate.slot.name} nearest to z, although z_q is not made of them alone"
                 return (candidate.slot,), text

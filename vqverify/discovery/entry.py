@@ -139,7 +139,7 @@ def describe(found: list[Candidate]) -> dict[str, str]:
         else f"NOT piecewise constant ({best.constant:.0%} of latents)"
     )
     value = dict(best.returned)[best.z_q.path]
-    finite = "" if bool(value.isfinite().all()) else ", NOT finite"
+    finite = "" if best.finite else ", NOT finite"
     finite += "" if best.repeats else ", two equal calls differ"
     reached = "a gradient reaches z" if best.attached else "no gradient reaches z"
     return {"layout": text, "z_q": f"{place} of shape {tuple(value.shape)}: {constant}{finite}, {reached}"}

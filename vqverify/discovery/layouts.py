@@ -62,6 +62,11 @@ class Candidate:
     repeats: bool
     warm: bool = False
 
+    @property
+    def finite(self) -> bool:
+        """No entry of z_q is NaN or infinite."""
+        return bool(dict(self.returned)[self.z_q.path].isfinite().all())
+
     def rank(self) -> tuple[object, ...]:
         """Sorts the likeliest reading first; the order of layouts breaks ties."""
         return (

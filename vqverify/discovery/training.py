@@ -23,29 +23,48 @@ STEPS = 3
 def find_warm(bench: Bench, *, leaked: bool) -> tuple[int, str]:
     """Training passes that initialise the layer: something changes in the first one and never again.
 
-    Leaves the bench based on the state after them.
+    Flags that go up in later passes (one level a pass) are waited for. Leaves the bench based on the state
+    after these passes.
     """
     bench.reset()
     seen = [_values(bench.trial.module)]
-    for step in range(3):
-        x = enter(bench.latents(64, 80 + step), bench.plan.calls[0].layout)
-        if bench.trial.run(x, train=True, go_on=step > 0, seed=step) is None:
+    raised: list[str] = []
+    while len(seen) < 4 or (_flags(seen[-2], seen[-1]) and len(seen) < 20):
+        if not _pass(bench, len(seen) - 1):
             return 0, f"a training pass raised {bench.trial.error}"
         seen.append(_values(bench.trial.module))
-    once = [name for name in seen[0] if _moved(seen, name) == (True, False, False)]
-    if not once and not leaked:
+        raised += _flags(seen[-2], seen[-1])
+    once = [name for name in seen[0] if _moved(seen[:4], name) == (True, False, False)]
+    late = [step for step in range(1, len(seen)) if _flags(seen[step - 1], seen[step])]
+    if not once and not leaked and not late:
         return 0, "nothing changes in the first training pass alone"
-    why = (
-        f"{', '.join(once[:3])} change in the first training pass alone"
-        if once
-        else "latents mix until a training pass was made"
-    )
-    # the same passes that `Layer.warm_up` makes
-    z = bench.latents(64, 0)
-    bench.trial.run(enter(z, bench.plan.calls[0].layout), train=True, seed=0)
+    passes = max([1, *late])
+    names = ", ".join(list(dict.fromkeys([*once, *raised]))[:3])
+    bench.reset()
+    for step in range(passes):
+        _pass(bench, step)
     bench.trial.module.eval()
     bench.trial.base = state.take(bench.trial.module)
-    return 1, why
+    if not names:
+        return passes, "latents mix until a training pass was made"
+    return passes, f"{names} change in the first {'training pass' if passes == 1 else f'{passes} passes'} alone"
+
+
+def _pass(bench: Bench, step: int) -> bool:
+    """One of the passes that `Layer.warm_up` makes too, from the state in which the module is."""
+    x = enter(bench.latents(64, 80 + step), bench.plan.calls[0].layout)
+    return bench.trial.run(x, train=True, go_on=True, seed=step) is not None
+
+
+def _flags(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """Names of single truth values that went from off to on."""
+    return [name for name, value in after.items() if _truth(before.get(name)) is False and _truth(value) is True]
+
+
+def _truth(value: object) -> bool | None:
+    if isinstance(value, Tensor) and value.numel() == 1 and float(value) in {0.0, 1.0}:
+        return bool(value)
+    return value if isinstance(value, bool) else None
 
 
 def _values(module: nn.Module) -> dict[str, object]:
@@ -77,8 +96,6 @@ def find_accumulators(bench: Bench) -> tuple[tuple[tuple[Slot, Slot], ...], str]
     module, slots = bench.trial.module, bench.plan.slots
     if not slots:
         return (), "no codebook, so none was looked for"
-    if any(slot.transform == "made" for slot in slots):
-        return (), "the codes are computed, so that no stored tensor is their average"
     if len(set(slots)) < len(slots):
         return (), "levels share one codebook, so that no level has counts of its own"
     history: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
@@ -176,7 +193,7 @@ def _best(
     slots: tuple[Slot, ...],
 ) -> tuple[float, Slot] | None:
     best: tuple[float, Slot] | None = None
-    books = {(slot.name, slot.index) for slot in slots}
+    books = {(slot.name, slot.index) for slot in slots if slot.transform != "made"}
     for name, tensor in history[0][0].items():
         for index in product(*(range(size) for size in tensor.shape[: tensor.ndim - len(shape)])):
             for transposed in (False, True)[: len(shape)]:
