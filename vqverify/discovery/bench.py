@@ -82,12 +82,10 @@ class Bench:
         groups = tuple(parts[0].shape[1:]) if len(parts) == 1 else ()
         return Look(z, z_q, torch.cat(rows, dim=1) if rows else None, groups)
 
-    def traced(self, z: Tensor, *, train: bool, go_on: bool = False) -> Quantized | None:
-        """One pass with its levels located; None if it raised. The state after it stays to be seen."""
-        if not go_on:
-            self.reset()
+    def traced(self, layer: Layer, z: Tensor) -> Quantized | None:
+        """A training pass with its levels located, from the state in which the module is; None if it raised."""
         try:
-            return self.layer().forward(z, train=train, trace=True)
+            return layer.forward(z, train=True, trace=True)
         except Violation:
             return None
 

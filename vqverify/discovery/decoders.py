@@ -119,10 +119,10 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
             or value.numel() != look.z_q.numel()
         ):
             continue
-        output = _matching(look, value, 1e-3)
+        output = _matching(look, value, 1e-3, call.z_q.form)
         if output is not None:
             return Decoder(name, form, output, levels), f"gives z_q for codes {form}", True
-        near = _matching(look, value, 0.35)
+        near = _matching(look, value, 0.35, call.z_q.form)
         if near is not None and weaker is None:
             weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly", False
         elif weaker is None and _same_values(look.z_q, value):
@@ -134,11 +134,11 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
     return weaker
 
 
-def _matching(look: Look, value: Tensor, tolerance: float) -> str | None:
+def _matching(look: Look, value: Tensor, tolerance: float, own: str) -> str | None:
     """Output form under which a tensor is z_q, within a relative tolerance."""
     n, dim = look.z_q.shape
     spread = (look.z_q - look.z_q.mean(0)).norm() if tolerance > 0.01 else look.z_q.norm()
-    for form in OUTPUTS:
+    for form in dict.fromkeys((own, *OUTPUTS)):
         size = {**sizes(form, n, 1), "D": dim}
         want = arrange(look.z_q, form, size)
         if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(

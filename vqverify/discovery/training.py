@@ -102,11 +102,12 @@ def find_accumulators(bench: Bench) -> tuple[tuple[tuple[Slot, Slot], ...], str]
     counted: list[list[Tensor]] = []
     summed: list[list[Tensor | None]] = []
     bench.reset()
+    layer = bench.layer()
     for step in range(STEPS):
         z = _near_codes(bench, step)
         before = _floats(module)
         books = [effective(bench, slot) for slot in slots]
-        out = bench.traced(z, train=True, go_on=step > 0)
+        out = bench.traced(layer, z)
         if out is None or out.codes is None:
             return (), "no training pass with codes could be made"
         history.append((before, _floats(module)))
@@ -151,12 +152,14 @@ def _floats(module: nn.Module) -> dict[str, Tensor]:
 def _near_codes(bench: Bench, step: int) -> Tensor:
     """Latents around the codes, each code several times; generic ones where the codes are in another space."""
     codes = effective(bench, bench.plan.slots[0]).to(bench.dtype)
-    n = max(4 * len(codes), 128)
+    n = min(max(4 * len(codes), 128), 1024)
     z = bench.latents(n, 90 + step)
     if codes.shape[1] != bench.plan.dim:
         return z
     spread = float((codes - codes.mean(0)).std().nan_to_num(0.0)) or 1.0
-    return codes.repeat(n // len(codes) + 1, 1)[:n] + 0.3 * spread / bench.scale * z
+    generator = torch.Generator().manual_seed(90 + step)
+    picks = torch.arange(n) if n >= len(codes) else torch.randperm(len(codes), generator=generator)[:n]
+    return codes[picks % len(codes)] + 0.3 * spread / bench.scale * z
 
 
 def _counts(codes: Tensor, size: int) -> Tensor:
