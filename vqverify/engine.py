@@ -269,10 +269,15 @@ def explain(results: Iterable[Result]) -> tuple[Result, ...]:
     """Name, for each failed row, the failed rows that it only follows from."""
     results = tuple(results)
     known = registry()
-    failed = {result.invariant for result in results if result.status in {"failed", "fixed"}}
+    failed = {name for result in results if result.status in {"failed", "fixed"} for name in _names(result)}
     return tuple(
         replace(result, explained_by=tuple(id_ for id_ in known[result.invariant].follows if id_ in failed))
         if result.status == "failed"
         else result
         for result in results
     )
+
+
+def _names(result: Result) -> tuple[str, str]:
+    """What `follows` may call a result: its id, or its id with the case."""
+    return result.invariant, f"{result.invariant}[{result.case}]"

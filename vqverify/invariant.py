@@ -42,7 +42,7 @@ class Invariant:
         needs: hypotheses on the traits of a subject, see `applicability`.
         mutants: names of the wrong quantizers that it must reject.
         hint: what the usual mistake looks like in code.
-        follows: ids of rows that, when they fail too, explain a failure of this one.
+        follows: rows (`id` or `id[case]`) that, when they fail too, explain a failure of this one.
         check: (subject, case) -> clauses; a check that yields nothing found its hypotheses unmet.
         parts: the cases of the row for a subject.
         corners: names of the pinned inputs (`vqverify.strategies.CORNERS`).

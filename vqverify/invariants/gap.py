@@ -66,7 +66,7 @@ def _plane(z: Array, q: Array, g: Array) -> Array:
 
 
 @invariant(
-    "gap.bound", source="001 §3.2, eq. 14; theory T9, T10", needs=NEEDS, corners=CORNERS,
+    "gap.bound", follows=("estimator.jacobian", "honesty.traits[estimator]"), source="001 §3.2, eq. 14; theory T9, T10", needs=NEEDS, corners=CORNERS,
     mutants=("rotation_transposed", "rotation_unscaled", "straight_through_scaled"),
     hint="a gap above the bound means that the Jacobian is not the declared one: scaled, transposed or missing.",
 )
@@ -76,7 +76,7 @@ def bound(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "gap.tight", source="theory T9, T10 (equality)", needs=NEEDS, corners=CORNERS,
+    "gap.tight", follows=("estimator.jacobian", "honesty.traits[estimator]"), source="theory T9, T10 (equality)", needs=NEEDS, corners=CORNERS,
     mutants=("rotation_transposed", "rotation_unscaled", "silent_straight_through", "straight_through_scaled"),
     hint="on the decoder that makes the bound an equality, a smaller gap is as wrong as a larger one: another estimator is at work.",
 )
@@ -86,7 +86,7 @@ def tight(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "gap.zero_quantisation", source="theory T13", needs=(*NEEDS, "codebook"), corners=("on-code", "single"),
+    "gap.zero_quantisation", follows=("estimator.jacobian", "honesty.traits[estimator]"), source="theory T13", needs=(*NEEDS, "codebook"), corners=("on-code", "single"),
     mutants=("straight_through_scaled", "rotation_differentiated"),
     hint="no quantization error, no gap: J must be the identity at z = q.",
 )

@@ -52,7 +52,7 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
 
 
 @invariant(
-    "lookup.forward_is_code", source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "estimator!=softmax|noise|other"), state="both",
+    "lookup.forward_is_code", follows=("update.uses_old_codes",), source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "estimator!=softmax|noise|other"), state="both",
     parts=both_modes,
     mutants=("rotation_forward_unscaled", "stale_code", "quantise_after_update", "codes_off_by_one"),
     hint="the estimator must leave the value alone: q + J(z − sg z) does, and λRz does only with λ; the code comes from the "
@@ -124,7 +124,7 @@ def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
 
 
 @invariant(
-    "lookup.nearest_off_centre", kind="limit", source="theory T28; performance notes, section 2",
+    "lookup.nearest_off_centre", kind="limit", follows=("lookup.nearest",), source="theory T28; performance notes, section 2",
     needs=("levels", "codebook", "settable", "deterministic", "metric=euclidean"), corners=("off-centre",),
     mutants=("expanded_distance",),
     hint="|z|² − 2z·c + |c|² cancels far from the origin: subtract the mean of the codes first, or recompute close rows directly.",
@@ -150,7 +150,7 @@ def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "lookup.codes_are_fixed_points", source="theory T27", corners=("single",),
+    "lookup.codes_are_fixed_points", follows=("lookup.nearest",), source="theory T27", corners=("single",),
     needs=("codes", "codebook", "levels", "deterministic", "structure=plain", "metric=euclidean|cosine"),
     mutants=("argmax_lookup", "wrong_metric"),
     hint="a code put through the quantizer must come back: check the space in which distances are taken.",
@@ -174,7 +174,7 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "lookup.star_shaped", source="theory T27 (cells are convex)", corners=("single", "unit"),
+    "lookup.star_shaped", follows=("lookup.nearest", "interface.eval_deterministic"), source="theory T27 (cells are convex)", corners=("single", "unit"),
     needs=("codes", "codebook", "deterministic", "structure=plain", "metric=euclidean", "levels"),
     mutants=("argmax_lookup",),
     hint="cells of a nearest-code lookup are convex: noise, argmax or another metric breaks this without any oracle.",

@@ -59,7 +59,8 @@ def _jacobians(subject: Quantizer, case: Case) -> Iterator[tuple[View, Array, Ar
 
 
 @invariant(
-    "rotation.angle", source="000 A.3; theory T2", needs=NEEDS, mutants=MUTANTS[:1] + MUTANTS[2:3], corners=CORNERS, state="both",
+    "rotation.angle", follows=("honesty.traits[estimator]", "rotation.norm",),
+    source="000 A.3; theory T2", needs=NEEDS, mutants=MUTANTS[:1] + MUTANTS[2:3], corners=CORNERS, state="both",
     hint="R maps ẑ to q̂ and autograd applies its transpose: 2 q̂ẑᵀ, not 2 ẑq̂ᵀ; a detach of the whole product is straight-through.",
 )
 def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -78,7 +79,8 @@ def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.norm", source="000 A.3; theory T2", needs=NEEDS, mutants=("rotation_unscaled", "rotation_scale_inverted"), corners=CORNERS, state="both",
+    "rotation.norm", follows=("honesty.traits[estimator]",),
+    source="000 A.3; theory T2", needs=NEEDS, mutants=("rotation_unscaled", "rotation_scale_inverted"), corners=CORNERS, state="both",
     hint="the gradient is scaled by λ = |q|/|z|; leaving λ out, inverting or squaring it changes its norm.",
 )
 def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -95,7 +97,8 @@ def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.maps", source="000 §4.2, A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled", "silent_straight_through"),
+    "rotation.maps", follows=("honesty.traits[estimator]", "rotation.norm", "rotation.angle",),
+    source="000 §4.2, A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled", "silent_straight_through"),
     corners=CORNERS, hint="λR must take z to q: check λ = |q|/|z| and that both vectors are normalised before they are combined.",
 )
 def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -108,7 +111,8 @@ def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.orthogonal", source="000 A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled",), corners=CORNERS,
+    "rotation.orthogonal", follows=("honesty.traits[estimator]", "rotation.norm",),
+    source="000 A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled",), corners=CORNERS,
     hint="r = ẑ + q̂ has to be divided by its norm before I − 2rrᵀ is a reflection.",
 )
 def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -120,7 +124,8 @@ def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.determinant", source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    "rotation.determinant", follows=("honesty.traits[estimator]", "rotation.norm",),
+    source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
     hint="one Householder reflection maps ẑ to q̂ as well, but turns space inside out; a rotation is two of them.",
 )
 def determinant(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -135,7 +140,8 @@ def determinant(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.fixes_complement", source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    "rotation.fixes_complement", follows=("honesty.traits[estimator]", "rotation.norm", "rotation.determinant",),
+    source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
     hint="directions orthogonal to z and q are only scaled: a rotation in another plane, or −I on the complement, is wrong.",
 )
 def fixes_complement(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -170,7 +176,8 @@ def _across(g: Array, z: Array, q: Array) -> Array:
 
 
 @invariant(
-    "rotation.minimal", source="theory T3", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    "rotation.minimal", follows=("honesty.traits[estimator]", "rotation.norm", "rotation.determinant",),
+    source="theory T3", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
     hint="angle and norm hold for a reflection too; only the trace and the distance to the identity single out the rotation.",
 )
 def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -190,7 +197,8 @@ def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.accuracy", kind="limit", source="theory T5, T6", needs=NEEDS, mutants=("rotation_one_plus_cosine",),
+    "rotation.accuracy", kind="limit", follows=("honesty.traits[estimator]", "rotation.angle", "rotation.norm", "rotation.determinant"),
+    source="theory T5, T6", needs=NEEDS, mutants=("rotation_one_plus_cosine",),
     corners=("antiparallel", "parallel", "on-code", "unit", "zero"),
     hint="divide by |ẑ + q̂|²/2, which keeps its relative accuracy, and not by 1 + cos θ; put no ε into norms.",
 )

@@ -90,7 +90,7 @@ def _codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
 
 
 @invariant(
-    "update.ema_law", source="002 eq. 3-5; theory T17, T21", needs=(*EMA, "decay", "replacement=none"), state="both",
+    "update.ema_law", follows=("honesty.traits[decay]", "update.empty_code_still"), source="002 eq. 3-5; theory T17, T21", needs=(*EMA, "decay", "replacement=none"), state="both",
     mutants=("ema_decay_swapped", "ema_counts_in_half", "ema_sum_for_mean", "ema_not_written_back"),
     hint="N ← γN + (1 − γ)n and m ← γm + (1 − γ)S with γ the decay, in float32 at least, then e = m/N.",
 )
@@ -120,7 +120,7 @@ def _quotient(subject: Quantizer, step: Step) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.ema_is_commitment", source="001 eq. 11, A.2; theory T16, T17", state="both",
+    "update.ema_is_commitment", follows=("honesty.traits[decay]", "update.ema_law"), source="001 eq. 11, A.2; theory T16, T17", state="both",
     needs=(*EMA, "decay", "replacement=none", "metric=euclidean"), corners=("on-code", "single", "tie", "unit", "parallel"),
     mutants=("ema_decay_swapped", "ema_sum_for_mean"),
     hint="the EMA step is a gradient step on the commitment loss at β = 1 with rate (1 − γ)/N′ a code: a sum for a mean, or γ for 1 − γ, is not.",
@@ -191,7 +191,7 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.conserves", source="theory T19", needs=(*EMA, "decay", "replacement=none"), state="both", mutants=("ema_counts_in_half", "ema_decay_swapped"),
+    "update.conserves", follows=("honesty.traits[decay]", "update.ema_law"), source="theory T19", needs=(*EMA, "decay", "replacement=none"), state="both", mutants=("ema_counts_in_half", "ema_decay_swapped"),
     hint="every latent is counted once: Σ N′ = γ Σ N + (1 − γ) n.",
 )
 def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -208,7 +208,7 @@ def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.convex", source="theory T17", needs=(*EMA, "decay", "replacement=none", "metric=euclidean"), state="both",
+    "update.convex", follows=("update.ema_law",), source="theory T17", needs=(*EMA, "decay", "replacement=none", "metric=euclidean"), state="both",
     mutants=("ema_sum_for_mean", "ema_decay_swapped"), corners=("single", "unit", "parallel"),
     hint="a moved code lies between its old place and the mean of its latents; one that overshoots was moved by a sum.",
 )
