@@ -49,12 +49,23 @@ class Slot:
 
 @dataclass(frozen=True)
 class Call:
-    """One accepted input layout with the forms of what comes back."""
+    """One accepted input layout with the forms of what comes back.
+
+    Attributes:
+        layout: form of the input.
+        z_q, codes, losses: the outputs; several codes are one a level.
+        in_train: the call in train mode, if something else comes back there.
+    """
 
     layout: str
     z_q: Output
-    codes: tuple[Output, ...] = ()  # several outputs: one a level
+    codes: tuple[Output, ...] = ()
     losses: tuple[Output, ...] = ()
+    in_train: Call | None = None
+
+    def at(self, *, train: bool) -> Call:
+        """The call in that mode."""
+        return self.in_train if train and self.in_train is not None else self
 
 
 @dataclass(frozen=True)

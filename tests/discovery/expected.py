@@ -125,6 +125,7 @@ WANTED = (
     Want(styles.Logits, {}, 7, "BDHW", (0,), (((2, 2), "BHW"),), ((1,),), (plain("embed.weight"),)),
     Want(styles.Named, {}, 6, "BND", (0,), (((1,), "BN"),), ((2,),), (plain("book"),), method="quantize"),
     Want(styles.Sphere, {}, 6, "ND", (0,), (((2,), "N"),), ((1,),), (plain("book"),), sphere=True),
+    Want(styles.TwoFaced, {}, 6, "BND", (0,), (((1,), "BN"),), (), (plain("book"),)),
 )
 
 

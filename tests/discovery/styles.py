@@ -356,3 +356,19 @@ class Sphere(nn.Module):
         ids = (unit @ self.book.t()).argmax(-1)
         hard = self.book[ids]
         return unit + (hard - unit).detach(), F.mse_loss(unit, hard.detach()), ids.float()
+
+
+class TwoFaced(nn.Module):
+    """In train mode (loss, codes, z_q), in eval mode (z_q, codes): two outputs with two orders."""
+
+    def __init__(self, dim: int = 6, size: int = 14) -> None:
+        super().__init__()
+        self.book = nn.Parameter(torch.randn(size, dim))
+
+    def forward(self, x: Tensor) -> Any:
+        ids = torch.cdist(x, self.book[None]).argmin(-1)
+        hard = self.book[ids]
+        if self.training:
+            loss = F.mse_loss(x, hard.detach()) + F.mse_loss(hard, x.detach())
+            return loss, ids, x + (hard - x).detach()
+        return hard, ids

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.discovery import discover
+from vqverify.quantizer import Spec
 from vqverify.state import all_tensors
+from vqverify.subject import open_subject
 from vqverify.target import construct
 
 from . import styles
@@ -124,3 +126,14 @@ def test_names_and_the_order_of_outputs_change_no_conclusion(want: Want) -> None
     }
     for a, b in zip(values(plain_module, plain), values(module, plan), strict=True):
         assert torch.equal(a, b)
+
+
+def test_train_mode_may_return_something_else() -> None:
+    plan = opened(styles.TwoFaced, {})
+    train = plan.calls[0].at(train=True)
+    assert (train.z_q.path, train.codes[0].path, [output.path for output in train.losses]) == ((2,), (1,), [(0,)])
+    layer = open_subject(Spec("TwoFaced"), obj=styles.TwoFaced)
+    z = torch.randn(5, 6)
+    assert layer.forward(z).loss is None
+    assert layer.forward(z, train=True).loss is not None
+    assert torch.equal(layer.forward(z).codes, layer.forward(z, train=True).codes)

@@ -12,7 +12,7 @@ from vqverify.discovery.decoders import find_decoders
 from vqverify.discovery.entry import describe, find_calls
 from vqverify.discovery.errors import DiscoveryError
 from vqverify.discovery.forms import integers
-from vqverify.discovery.layouts import Candidate, read
+from vqverify.discovery.layouts import Candidate, read, read_in_train
 from vqverify.discovery.outputs import find_codes, find_losses
 from vqverify.discovery.training import find_accumulators, find_warm
 from vqverify.discovery.trial import Trial
@@ -20,6 +20,8 @@ from vqverify.plan import Call, Output, Plan, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from vqverify.discovery.trial import Path
 
     import torch
     from torch import nn
@@ -108,7 +110,18 @@ def find_min_n(bench: Bench) -> tuple[int, str]:
 
 
 def _call(trial: Trial, candidate: Candidate, evidence: dict[str, str]) -> Call:
+    layout = candidate.grid.layout
     codes, evidence["codes"] = find_codes(candidate)
-    taken = {candidate.z_q.path, *(output.path for output in codes)}
-    losses, evidence["loss"] = find_losses(trial, candidate, taken)
-    return Call(candidate.grid.layout, candidate.z_q, codes, losses)
+    other = read_in_train(trial, candidate)
+    if other is None:
+        losses, evidence["loss"] = find_losses(trial, candidate, _taken(candidate.z_q, codes))
+        return Call(layout, candidate.z_q, codes, losses)
+    train_codes, evidence["codes in train"] = find_codes(other)
+    losses, evidence["loss"] = find_losses(trial, other, _taken(other.z_q, train_codes))
+    here = {path for path, _ in candidate.returned} - _taken(candidate.z_q, codes)
+    in_both = tuple(output for output in losses if output.path in here)
+    return Call(layout, candidate.z_q, codes, in_both, Call(layout, other.z_q, train_codes, losses))
+
+
+def _taken(z_q: Output, codes: tuple[Output, ...]) -> set[Path]:
+    return {z_q.path, *(output.path for output in codes)}

@@ -61,10 +61,9 @@ class Bench:
         self, z: Tensor, *, change: Callable[[], object] | None = None, train: bool | None = None
     ) -> Look | None:
         """One pass without gradients; None if it raised or its outputs have the wrong shape."""
-        call, n = self.plan.calls[0], len(z)
-        returned = self.trial.run(
-            enter(z, call.layout), train=self.train if train is None else train, change=change
-        )
+        train = self.train if train is None else train
+        call, n = self.plan.calls[0].at(train=train), len(z)
+        returned = self.trial.run(enter(z, call.layout), train=train, change=change)
         if returned is None:
             return None
         table = dict(returned)

@@ -113,11 +113,22 @@ def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
     )
 
 
-def _read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
+def read_in_train(trial: Trial, like: Candidate) -> Candidate | None:
+    """The same layout in train mode, if something else comes back there; None if not, or if it raises."""
+    returned = trial.run(like.grid.put(like.x), train=True)
+    if returned is None or _shapes(returned) == _shapes(like.returned):
+        return None
+    return _read(trial, like.grid, like.x.dtype, train=True)
+
+
+def _shapes(returned: Returned) -> list[tuple[Path, torch.Size]]:
+    return [(path, value.shape if value.numel() > 64 else torch.Size()) for path, value in returned]
+
+
+def _read(trial: Trial, where: Grid, dtype: torch.dtype, *, train: bool = False) -> Candidate | None:
     x = latents(where.n, where.dim, dtype, 3)
-    train = False
-    returned = trial.run(where.put(x))
-    if returned is None:
+    returned = trial.run(where.put(x), train=train)
+    if returned is None and not train:
         train = True
         returned = trial.run(where.put(x), train=True)
     if returned is None:
