@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-SUBJECTS = ("rotation", "lookup", "estimator", "loss", "update", "interface", "stochastic", "structure")
+SUBJECTS = (
+    "rotation", "lookup", "estimator", "loss", "update", "interface", "interface_purity", "interface_batching",
+    "interface_lifecycle", "stochastic", "structure",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Mutant:
         names: ids of the invariants that name the cause; one of them must be among the failed rows.
         mistake: what is wrong, one sentence.
         reference: where this was really done, or the systematic mutation that it is.
+        profile: the shortest in which the row that names it is checked.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Mutant:
     mistake: str
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reference: str = ""
+    profile: str = "quick"
 
 
 def mutants() -> dict[str, Mutant]:

@@ -7,6 +7,7 @@ from vqverify.invariants import (  # noqa: F401  (each import registers its rows
     interface_edges,
     interface_arguments,
     interface_lifecycle,
+    interface_precision,
     lookup,
     estimator,
     rotation,

@@ -151,12 +151,12 @@ def _regrets(
             yield holds(condition=False, label="codes", message=text)
             return
         e, f = view.codebook[a], view.codebook[b]
-        gap, bound = _gap(trait(subject, "metric"), view.z[index][here], e, f, roundoff(subject))
+        gap, bound = distance_gap(trait(subject, "metric"), view.z[index][here], e, f, roundoff(subject))
         bound = bound + 2 * drift[here] * norms(e - f) + tiny(subject)
         yield within(gap, bound, "codes", f"what the other code of level {view.index} is nearer by")
 
 
-def _gap(metric: str, z: Array, a: Array, b: Array, u: float) -> tuple[Array, Array]:
+def distance_gap(metric: str, z: Array, a: Array, b: Array, u: float) -> tuple[Array, Array]:
     """Difference of two codes' distances, and what rounding may make of it (T28)."""
     d = z.shape[1]
     if metric == "euclidean":

@@ -35,7 +35,7 @@ def runs_parts(subject: Quantizer) -> tuple[str, ...]:
 
 @invariant(
     "interface.runs", kind="contract", source=SOURCE, state="both", parts=runs_parts, corners=CORNERS,
-    mutants=("name_bound_in_train_only", "needs_gradient", "memory_uninitialised"),
+    follows=("interface.graph_free",), mutants=("name_bound_in_train_only", "needs_gradient", "moments_start_nan"),
     hint="a name that is bound on one branch only, memory left uninitialised, autograd asked of tensors that need none.",
 )
 def runs(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -117,7 +117,7 @@ def finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
 
 @invariant(
     "interface.shapes", kind="contract", source=SOURCE, state="both", parts=modes, corners=("single", "on-code", "unit"),
-    mutants=("codes_from_one", "returns_double", "loss_per_latent"),
+    mutants=("codes_off_by_one", "returns_double"),
     hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is returned.",
 )
 def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -69,7 +69,7 @@ def mask_parts(subject: Quantizer) -> tuple[str, ...]:
 @invariant(
     "interface.mask", kind="contract", mode="table", source="theory: masked latents are not there", parts=mask_parts,
     hardening=("nan*",), corners=("generic", "on-code", "unit"), state="both",
-    mutants=("mask_ignored_in_loss", "padding_counted", "mask_multiplies"),
+    mutants=("mask_ignored_in_loss", "padding_counted"),
     hint="leave masked latents out of loss, counts, sums, start and replacement; select with where, do not multiply by 0.",
 )
 def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -33,7 +33,7 @@ def first_call_parts(subject: Quantizer) -> tuple[str, ...]:
 
 @invariant(
     "interface.eval_pure", kind="contract", source=SOURCE, state="both", parts=first_call_parts, corners=CORNERS,
-    mutants=("eval_learns", "eval_counts", "eval_replaces"),
+    mutants=("eval_that_learns", "eval_counts", "starts_in_eval"),
     hint="guard every update by self.training: EMA, usage counts, k-means start, replacement of dead codes.",
 )
 def eval_pure(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -57,7 +57,7 @@ def eval_parts(subject: Quantizer) -> tuple[str | None, ...]:
 
 @invariant(
     "interface.eval_deterministic", kind="contract", source=SOURCE, state="both", parts=eval_parts, corners=CORNERS,
-    follows=("interface.eval_pure",), mutants=("samples_in_eval", "dropout_in_eval"),
+    follows=("interface.eval_pure",), mutants=("noisy_lookup", "dropout_in_eval"),
     hint="sampling, noise and dropout belong under `if self.training`.",
 )
 def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -72,7 +72,7 @@ def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 @invariant(
     "interface.input_unchanged", kind="contract", mode="table", source=SOURCE, parts=modes, corners=(*CORNERS, "generic"),
-    mutants=("normalises_in_place", "adds_in_place"),
+    mutants=("clamps_in_place", "residual_in_place"),
     hint="z.div_(norm), z += ... and out=z write into the encoder's output; work on a copy.",
 )
 def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -94,11 +94,11 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 @invariant(
     "interface.no_alias", kind="contract", mode="table", source=SOURCE, parts=lambda _: ("z_q", "codes", "loss"), corners=(*CORNERS, "generic"),
-    mutants=("returns_view", "returns_cache"),
+    mutants=("returns_buffer", "reuses_output"),
     hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the next call.",
 )
 def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Writing into what a pass returned changes neither the state nor a later result."""
+    """Writing into what a pass returned changes neither the state nor another result, earlier or later."""
     first = subject.forward(case.z, train=False, seed=case.seed, grad=False)
     value, codes, losses = _copies(first)
     for train in (True, False):
@@ -109,6 +109,7 @@ def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
         names = changed(before, subject.state())
         yield holds(not names, "state", f"writing into the returned {case.part} changed {', '.join(names[:4])}")
         prepare(subject, case) if train else None
+    yield holds(same(first.z_q.tensor, value), "earlier", "a later pass wrote into z_q that was returned before")
     again = subject.forward(case.z, train=False, seed=case.seed, grad=False)
     yield holds(same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q")
     if codes is not None and again.codes is not None:
@@ -140,7 +141,7 @@ def _overwrite(tensor: Tensor) -> None:
 @invariant(
     "interface.graph_free", kind="contract", mode="table", source=SOURCE, state="both",
     corners=("single", "generic"),
-    mutants=("moments_with_graph", "keeps_latents"),
+    mutants=("moments_with_graph", "keeps_loss"),
     hint="detach before you accumulate: a buffer with its graph keeps every batch alive and breaks the second backward.",
 )
 def graph_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -164,12 +165,13 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def no_grad_parts(subject: Quantizer) -> tuple[str, ...]:
     """Eval under no_grad and inference_mode; train where it is deterministic, estimator and all."""
     same_in_train = trait(subject, "deterministic", default=True) and trait(subject, "estimator") not in DRAWS
-    return ("eval", "inference_mode", *(("train",) if same_in_train else ()))
+    same_in_eval = trait(subject, "eval_deterministic", default=True)
+    return (*(("eval", "inference_mode") if same_in_eval else ()), *(("train",) if same_in_train else ()))
 
 
 @invariant(
     "interface.no_grad_same", kind="contract", source="theory T14 (forward invariance)", state="both", parts=no_grad_parts,
-    corners=CORNERS, mutants=("rotates_value_with_grad", "frozen_when_no_grad"),
+    corners=CORNERS, mutants=("rotates_value_with_grad",),
     hint="the estimator may only change gradients: a value that depends on requires_grad or is_grad_enabled is another layer.",
 )
 def no_grad_same(subject: Quantizer, case: Case) -> Iterator[Clause]:
