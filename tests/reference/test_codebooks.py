@@ -48,7 +48,8 @@ def test_unused_code_stays_for_ever():
         state = ema_update(state, batch, 0.9)
     assert torch.equal(state.codebook[1:], first[1:])
     assert (state.counts[1:] == LEAST_COUNT).all()
-    assert torch.equal(state.sums[1:], LEAST_COUNT * first[1:])
+    # m/N drifts by at most (2t + 1) u (T20), for the steps until N stops: 395 at decay 0.9
+    assert torch.allclose(state.sums[1:] / LEAST_COUNT, first[1:], rtol=2 * 400 * 2.0**-24, atol=0)
     assert torch.allclose(state.codebook[0], torch.ones(3))
 
 

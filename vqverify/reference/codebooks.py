@@ -79,7 +79,8 @@ def broadcast(x: Tensor) -> Tensor:
 def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: float = 0.0) -> EmaState:
     """Return N' = γN + (1-γ)n, m' = γm + (1-γ)S, e' = m'/N' (van den Oord et al. 2017; theory T17).
 
-    Without smoothing a code without latents keeps its value bit for bit, for ever, and m' = N'e there (T20).
+    Without smoothing a code without latents keeps its value bit for bit, for ever (T20); its N and m decay
+    together, down to :data:`LEAST_COUNT`.
     With it e' = m'/N̂, N̂ = (N' + ε) T/(T + Kε), T = ΣN': codes shrink by the factor ρ of T21.
 
     Args:
@@ -99,7 +100,8 @@ def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: floa
     sums = (state.sums * decay).add_(batch.sums.to(state.sums.dtype), alpha=1 - decay)
     # decay 1 keeps everything: m'/N' would still round
     moves = used & (decay < 1)
-    sums = torch.where(used, sums, old * counts.unsqueeze(1))
+    # where the count stops, the sum stops with it
+    sums = torch.where(used, sums, state.sums * (counts / state.counts).unsqueeze(1))
     if smoothing:
         codebook = sums / laplace_counts(counts, smoothing).unsqueeze(1)
     else:

@@ -176,10 +176,13 @@ class LFQ(nn.Module):
 
     def _entropy(self, z: Tensor) -> Tensor:
         wide = z.to(torch.promote_types(z.dtype, torch.float32)).reshape(-1, self.dim)
-        p = torch.sigmoid(4 * wide / self.temperature)
-        mean = p.mean(0) if len(p) else p.sum(0) + 0.5
-        each = _binary_entropy(p).sum() / max(1, len(p))
-        return each - self.diversity * _binary_entropy(mean).sum()
+        # beyond this both entropy and its gradient are 0
+        logit = (4 * wide / self.temperature).clamp(-1e4, 1e4)
+        p = torch.sigmoid(logit)
+        each = (nn.functional.softplus(logit) - logit * p).sum() / max(1, len(p))
+        info = torch.finfo(p.dtype)
+        mean = (p.mean(0) if len(p) else p.sum(0) + 0.5).clamp(info.tiny, 1 - info.eps)
+        return each + self.diversity * (mean * mean.log() + (1 - mean) * torch.log1p(-mean)).sum()
 
 
 class SimVQ(nn.Module):
@@ -243,6 +246,3 @@ class SimVQ(nn.Module):
         z_q = torch.where((index >= 0).unsqueeze(-1), z_q, 0)
         return z_q.movedim(-1, 1) if self.channel_first else z_q
 
-
-def _binary_entropy(p: Tensor) -> Tensor:
-    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
