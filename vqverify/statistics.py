@@ -76,19 +76,20 @@ def rejects_null(test: Callable[[int], Tested], seed: int, label: str, message: 
     return Clause(label, margin, holds=False, message=said)
 
 
-def frequencies(counts: ArrayLike, law: ArrayLike, *, slack: float = 0.0) -> Tested:
+def frequencies(counts: ArrayLike, law: ArrayLike, *, slack: float = 0.0, floor: float = 0.0) -> Tested:
     """Exact test that rows of counts are draws from given laws: a binomial test a cell, with Bonferroni's bound.
 
     Args:
         counts: (M, K), each row the counts of independent draws from the row of `law`.
         law: (M, K) probabilities, rows that sum to 1.
         slack: relative uncertainty of the law (rounding, a fitted scale): any p within it is in the null.
+        floor: absolute uncertainty, for what the noise of a generator cannot resolve.
     """
     from scipy.stats import binom
 
     seen, p = np.asarray(counts, np.float64), np.asarray(law, np.float64)
     total = np.broadcast_to(seen.sum(1, keepdims=True), seen.shape)
-    high, low = np.clip(p * (1 + slack), 0, 1), np.clip(p * (1 - slack), 0, 1)
+    high, low = np.clip(p * (1 + slack) + floor, 0, 1), np.clip(p * (1 - slack) - floor, 0, 1)
     more, fewer = binom.sf(seen - 1, total, high), binom.cdf(seen, total, low)
     tails = np.minimum(more, fewer)
     row, column = np.unravel_index(int(tails.argmin()), tails.shape)

@@ -1,226 +1,65 @@
-"""Commitment and codebook losses: their weights in the gradients, their value, and what they may move (theory T16).
-
-The value cannot tell |z − sg q|² from |sg z − q|²: only gradients do. Weights are a on the commitment and b on the
-codebook term: ∂loss/∂z = 2aF(z − q), ∂loss/∂e = 2bF Σ(e − z), loss = (a + b)F Σ|z − q|², with F = 1/(N·D) for a mean.
-"""
+"""Commitment and codebook losses: their weights, their value, and what they may move (theory T16)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.capture import pull
-from vqverify.case import Case
+from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import Array, array, norms, roundoff, tiny, trait, views
-from vqverify.invariants.residual import stacked
-from vqverify.layer import guarded
+from vqverify.invariants.measure import array, norms, roundoff, tiny, trait
+from vqverify.invariants.residual import silenced
+from vqverify.invariants.weights import Measured, gradient_at, isolated, laws, measure, value, weighed, weight_argument
 from vqverify.quantizer import Quantized, Quantizer
 
-TERMS = ("loss", "codes", "codebook", "loss_coefficients")
-COARSE = 2e-3  # how well identification knows a weight that nobody declared
+TERMS = ("loss", "codes", "codebook")
+PLAIN = (*TERMS, "structure=plain", "metric=euclidean")
 CORNERS = ("on-code", "single", "tie", "parallel", "far", "off-centre")
 
 
-@dataclass(frozen=True)
-class Side:
-    """The loss seen from one set of latents: its gradient there, z − q summed over levels, and what rounding may do to it."""
-
-    got: Array
-    away: Array
-    reach: Array
-    squares: float
-    slack: float
+def _these_terms(subject: Quantizer) -> tuple[str | None, ...]:
+    """Applies where the loss was found to be of commitment and codebook terms only."""
+    return () if trait(subject, "loss_coefficients") is None else (None,)
 
 
-@dataclass(frozen=True)
-class Pulled:
-    """The codebook gradient of one level: measured, Σ(e − z) by code, and its rounding, (K, D) each."""
-
-    got: Array
-    want: Array
-    reach: Array
+def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
+    """Applies where, beside, somebody declares a weight: its term is then judged by itself."""
+    return (None,) if weight_argument(subject) and "commitment_weight" in subject.claims else _these_terms(subject)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A training pass and its loss, from every side."""
-
-    loss: float
-    n: int
-    dim: int
-    levels: int
-    sides: tuple[Side, ...]
-    pulled: tuple[Pulled, ...]
-
-
-def gradient_at(out: Quantized, tensor: Tensor) -> Tensor:
-    """∂loss/∂tensor, zeros where nothing connects them."""
-    assert out.loss is not None
-    if not out.loss.requires_grad:
-        return torch.zeros_like(tensor)
-    with guarded("backward of the loss"):
-        return pull(out.loss, tensor, torch.ones_like(out.loss))
+@invariant(
+    "loss.gradients", source="van den Oord 2017 eq. 3; 001 eq. 8-9, 002 eq. 1; theory T16", needs=TERMS, parts=_weighted, corners=CORNERS,
+    mutants=("loss_swapped", "loss_weights_exchanged", "loss_half_lost", "loss_detach_missing", "loss_halved", "loss_commitment_detached"),
+    hint="the weight belongs on |z − sg q|², which moves the latents; swapped stop-gradients leave every value unchanged "
+    "and exchange the two gradients.",
+)
+def gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The commitment weight in ∂loss/∂z and the codebook weight in ∂loss/∂e are the declared ones, and agree with the value."""
+    if trait(subject, "loss_coefficients") is None:
+        yield from _other_terms(subject, case)
+        return
+    found = measure(subject, case)
+    if found is None:
+        return
+    readings = [[*weighed(subject, found, law), value(subject, found, law)] for law in laws(subject, found)]
+    if readings:
+        yield from min(readings, key=_worst)
 
 
-def measure(subject: Quantizer, case: Case) -> Measured | None:
-    """A training pass; None without a loss, or where codes and latents could not be told."""
-    if trait(subject, "structure") == "residual":
-        return _measure_stack(subject, case)
-    books = subject.codebooks()
-    out = subject.forward(case.z, train=True, seed=case.seed, trace=bool(trait(subject, "levels")))
-    if out.loss is None or out.codes is None:
-        return None
-    sides: list[Side] = []
-    pairs: list[tuple[Array, Array, Array, Array]] = []  # latents, codes, indices, codebook of each level
-    if out.levels and all(level.z_c is not None for level in out.levels):
-        got: list[Array] = []
-        for view in views(out):
-            assert view.level.z_c is not None
-            got.append(array(view.level.z_c.to_rows(gradient_at(out, view.level.z_c.tensor))))
-            pairs.append((view.z, view.q, view.k, view.codebook))
-        reached = any(part.any() for part in got) or not bool(gradient_at(out, out.z.tensor).any())
-        # unit latents hide where the normalisation is; and the loss may start elsewhere than the estimator
-        hidden = trait(subject, "metric") == "cosine" and np.array_equal(pairs[0][0], array(out.z.rows)) if pairs else True
-        if reached and not hidden:
-            sides.append(_side(np.concatenate(got, 1), *(np.concatenate([pair[i] for pair in pairs], 1) for i in (0, 1))))
-    if len(books) == 1 and books[0].shape[1] == case.z.shape[1]:
-        z, book, k = array(out.z.rows), array(books[0]), out.codes[:, 0].cpu().numpy()
-        q = book[np.clip(k, 0, len(book) - 1)]
-        z_q = array(out.z_q.rows)
-        plain = (norms(z_q - q) <= 0.05 * norms(q)).mean() > 0.5  # the codes live in z's own space
-        if plain and trait(subject, "metric") != "cosine":
-            sides.append(_side(array(gradient_at(out, out.z.tensor)), z, q))
-            pairs = pairs or [(z, q, k, book)]
-    if not sides:
-        return None
-    pulled = _codebook_sides(subject, out, pairs)
-    return Measured(float(out.loss.detach().double()), len(case.z), sides[0].away.shape[1], len(pairs), tuple(sides), pulled)
-
-
-def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
-    stack = stacked(subject, case, train=True)
-    if stack is None or stack.out.loss is None or not np.isfinite(stack.off).all():
-        return None
-    out, levels = stack.out, stack.levels
-    away = np.sum([level.z - level.q for level in levels], axis=0)
-    reach = np.sum([norms(level.z) + norms(level.q) for level in levels], axis=0)
-    off = np.sum([level.off for level in levels], axis=0)
-    gap = np.array([norms(level.z - level.q) for level in levels])
-    # a residual that is off by δ changes |r − q|² by 2|r − q|δ + δ²
-    slack = float((2 * gap.max(0) * off + off**2).sum())
-    u = roundoff(subject)
-    side = Side(array(gradient_at(out, out.z.tensor)), away, reach + off / u, float((gap**2).sum()), slack)
-    pairs = [(level.z, level.q, level.k, level.book) for level in levels]
-    pulled = _codebook_sides(subject, out, pairs) if len(subject.codebooks()) == len(levels) else ()
-    return Measured(float(stack.out.loss.detach().double()), len(case.z), away.shape[1], len(levels), (side,), pulled)
-
-
-def _side(got: Array, z: Array, q: Array) -> Side:
-    return Side(got, z - q, norms(z) + norms(q), float(((z - q) ** 2).sum()), 0.0)
-
-
-def _codebook_sides(subject: Quantizer, out: Quantized, pairs: list[tuple[Array, Array, Array, Array]]) -> tuple[Pulled, ...]:
-    assert out.loss is not None
-    if "gradient" not in trait(subject, "learning", ()) or not out.loss.requires_grad:
-        return ()
-    found = subject.codebook_gradients(out.loss)
-    sides: list[Pulled] = []
-    for got, (z, q, k, book) in zip(found, pairs, strict=False):
-        keep = k >= 0
-        want, reach, count = np.zeros_like(book), np.zeros(len(book)), np.zeros(len(book))
-        np.add.at(want, k[keep], (q - z)[keep])
-        np.add.at(reach, k[keep], (norms(q) + norms(z))[keep])
-        np.add.at(count, k[keep], 1.0)
-        if got.shape == book.shape:
-            sides.append(Pulled(array(got), want, reach * (count + 8)))
-    return tuple(sides)
-
-
-@dataclass(frozen=True)
-class Law:
-    """Declared weights with their factor; `exact` where somebody declared them, else identification found them coarsely."""
-
-    a: float
-    b: float
-    factor: float
-    exact: bool
-
-
-def laws(subject: Quantizer, found: Measured) -> Iterator[Law]:
-    """Every reading of what is declared: weights, β in each convention (T16), and each reduction that is not excluded."""
-    coefficients: dict[str, tuple[float | None, float | None]] = trait(subject, "loss_coefficients", {})
-    factors = {"mean": 1 / (found.n * found.dim), "token-mean": 1 / found.n, "sum": 1.0, "batch-mean": 1.0}
-    said = subject.claims.get("reduction")
-    names = [said.value] if said is not None and said.value in factors else list(factors)
-    for name in names:
-        known = coefficients.get(name)
-        a, b = (known[0] or 0.0, known[1] or 0.0) if known else (None, None)
-        for wanted_a, wanted_b in _weights(subject, learnable=bool(found.pulled)):
-            first, second = a if wanted_a is None else wanted_a, b if wanted_b is None else wanted_b
-            if first is None or second is None:
-                continue
-            exact = wanted_a is not None and (wanted_b is not None or second == 0)
-            yield Law(first, second, factors[name], exact)
-            if found.levels > 1:  # the losses of the levels averaged, and not added up
-                yield Law(first, second, factors[name] / found.levels, exact)
-
-
-def _weights(subject: Quantizer, *, learnable: bool) -> list[tuple[float | None, float | None]]:
-    """(a, b) as claimed; None where nobody says."""
-    claims = {name: claim.value for name, claim in subject.claims.items()}
-    a, b = claims.get("commitment_weight"), claims.get("codebook_weight") if learnable else 0.0
-    if a is None and "beta" in claims:
-        beta = float(claims["beta"])
-        readings = [(beta, 1.0), (1.0, beta), ((1 - beta) / 2, beta / 2), (1 - beta, beta)]
-        return readings if learnable else [(beta, 0.0), (1.0, 0.0), ((1 - beta) / 2, 0.0), (1 - beta, 0.0)]
-    return [(a, b)]
-
-
-def _weighed(subject: Quantizer, found: Measured, law: Law) -> list[Clause]:
-    """Gradients under one reading: seen from the side that suits it best."""
-    u, scale = roundoff(subject), 2 * law.factor
-    loose = 0.0 if law.exact else COARSE
-    clauses: list[Clause] = []
-    for side in found.sides:
-        want = scale * law.a * side.away
-        allowed = 8 * u * scale * abs(law.a) * side.reach + loose * norms(want) + tiny(subject)
-        said = f"|∂loss/∂z − 2·{law.a:.4g}·F(z − q)|{_instead(side.got, scale * side.away)}"
-        clauses.append(within(norms(side.got - want), allowed, "commitment weight", said))
-    best = [min(clauses, key=lambda clause: clause.margin or 0.0)]
-    for pulled in found.pulled:
-        want = scale * law.b * pulled.want
-        allowed = u * scale * abs(law.b) * pulled.reach + loose * norms(want) + tiny(subject)
-        said = f"|∂loss/∂e − 2·{law.b:.4g}·F Σ(e − z)|{_instead(pulled.got, scale * pulled.want)}"
-        best.append(within(norms(pulled.got - want), allowed, "codebook weight", said))
-    return best
-
-
-def _instead(got: Array, unit: Array) -> str:
-    size = float((unit * unit).sum())
-    fitted = float((got * unit).sum()) / size if size else 0.0
-    return f", the weight found is {fitted:.4g}"
-
-
-def _value(subject: Quantizer, found: Measured, law: Law) -> Clause:
-    """The value that weights imply: both terms added, or one undivided term whose gradient goes both ways."""
-    u, side = roundoff(subject), found.sides[0]
-    sums = [law.a + law.b] + ([law.a] if law.b and abs(law.a - law.b) < 1e-9 else [])
-    clauses: list[Clause] = []
-    for weight in sums:
-        size = abs(weight) * law.factor
-        depth = found.n * found.dim + 8
-        cross = 4 * u * float((norms(side.away) * side.reach).sum())
-        allowed = size * (depth * u * side.squares + cross + side.slack + (0.0 if law.exact else COARSE) * side.squares)
-        want = weight * law.factor * side.squares
-        said = f"|loss − {weight:.4g}·F Σ|z − q|²|, loss {found.loss:.4g}"
-        clauses.append(within(found.loss - want, allowed + tiny(subject) * depth, "value", said))
-    return min(clauses, key=lambda clause: clause.margin or 0.0)
+def _other_terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The loss is not of commitment and codebook terms alone: the term that the weight multiplies is judged by itself."""
+    alone = isolated(subject, case)
+    if alone is None:
+        return
+    found, law = alone
+    factors = (1 / (found.n * found.dim), 1 / found.n, 1.0)
+    readings = [[*weighed(subject, found, read), value(subject, found, read)] for read in (replace(law, factor=f) for f in factors)]
+    yield from min(readings, key=_worst)
 
 
 def _worst(clauses: list[Clause]) -> float:
@@ -228,16 +67,185 @@ def _worst(clauses: list[Clause]) -> float:
 
 
 @invariant(
-    "loss.gradients", source="van den Oord 2017 eq. 3; 001 eq. 8-9, 002 eq. 1; theory T16", needs=TERMS, corners=CORNERS,
-    mutants=("loss_swapped", "loss_beta_on_codebook", "loss_after_patch", "loss_half_lost", "loss_halved"),
-    hint="the weight belongs on |z − sg q|², which moves the latents; swapped stop-gradients leave every value unchanged "
-    "and exchange the two gradients.",
+    "loss.value", source="van den Oord 2017 eq. 3; theory T16", needs=TERMS, parts=_these_terms, corners=CORNERS, state="both",
+    mutants=("loss_halved", "loss_sign"), follows=("loss.gradients",),
+    hint="mean over batch and features, |·|² and not |·|, the weight once.",
 )
-def gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The commitment weight in ∂loss/∂z and the codebook weight in ∂loss/∂e are the declared ones, and agree with the value."""
+def value_(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The loss is a known convention with the declared weights: (a + b)F Σ|z − q|², ½F Σ|z − q|² for A_β, F of one reduction."""
     found = measure(subject, case)
-    if found is None:
+    if found is not None:
+        readings = [value(subject, found, law) for law in laws(subject, found)]
+        if readings:
+            yield min(readings, key=lambda clause: clause.margin or 0.0)
+
+
+@invariant(
+    "loss.stop_gradients", source="van den Oord 2017 eq. 3; theory T16", needs=("loss", "levels"), corners=CORNERS,
+    mutants=("loss_after_patch", "loss_after_rotation"),
+    hint="compute the loss before the estimator patches q: its output already sends gradients to z.",
+)
+def stop_gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Commitment moves only z and the codebook loss only e: none of the loss runs through the estimator's output."""
+    out = subject.forward(case.z, train=True, seed=case.seed, trace=True)
+    if out.loss is None or not out.loss.requires_grad:
         return
-    readings = [[*_weighed(subject, found, law), _value(subject, found, law)] for law in laws(subject, found)]
-    if readings:
-        yield from min(readings, key=_worst)
+    for index, level in enumerate(out.levels):
+        code = level.q_c.tensor
+        if level.z_c is None or not code.requires_grad or not _patched(out, index):
+            continue
+        later = [other.z_c.tensor for other in out.levels[index + 1 :] if other.z_c is not None]
+        with silenced([tensor for tensor in later if tensor is not code and not tensor.is_leaf]):
+            through = _through(out, code)
+        yield holds(not through, "patched", f"the loss runs through the estimator's output at level {index} (up to {through:.3g})")
+
+
+VIEWS = ("View", "Reshape", "UnsafeView", "Permute", "Transpose", "T", "Select", "Unsqueeze", "Squeeze", "Clone", "ToCopy", "Slice")
+
+
+def _through(out: Quantized, code: torch.Tensor) -> float:
+    """Largest gradient that the loss sends into the operation that made a code, whatever its shape was afterwards."""
+    node = code.grad_fn
+    while node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in VIEWS:
+        node = node.next_functions[0][0]
+    if node is None or not out.z.tensor.requires_grad:
+        return 0.0
+    seen: list[float] = []
+    handle = node.register_prehook(lambda grads: seen.extend(float(g.abs().max()) for g in grads if g is not None and g.numel()))
+    try:
+        gradient_at(out, out.z.tensor)
+    finally:
+        handle.remove()
+    return max(seen, default=0.0)
+
+
+def _patched(out: Quantized, index: int) -> bool:
+    """Whether q is the estimator's output, from which gradients reach the latent, and not the code before it."""
+    level = out.levels[index]
+    assert level.z_c is not None
+    if level.z_c.tensor is level.q_c.tensor:
+        return False
+    rows = level.q_c.rows
+    return bool(pull(rows, level.z_c.tensor, torch.ones_like(rows)).any())
+
+
+@invariant(
+    "loss.zero_at_codes", source="van den Oord 2017 eq. 3; theory T16", needs=PLAIN, parts=_these_terms, corners=CORNERS, mutants=("loss_offset", "loss_sign"),
+    hint="a squared distance is ≥ 0 and vanishes where latent and code agree: look for a sign, an ε or a constant.",
+)
+def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A loss of commitment and codebook terms is ≥ 0, and 0 where z = q."""
+    found = measure(subject, case)
+    if found is None or not found.plain:
+        return
+    depth = (found.dim + 8) * roundoff(subject)
+    weight = _most(subject, found)
+    yield holds(found.loss >= -depth * weight * found.sides[0].squares - tiny(subject), "negative", f"the loss is {found.loss:.4g}")
+    prepare(subject, case)
+    book = subject.codebooks()[0]
+    z = book[torch.arange(len(case.z)) % len(book)].to(subject.domain.dtype)
+    if not torch.equal(z.to(book), book[torch.arange(len(case.z)) % len(book)]):
+        return
+    again = measure(subject, Case(z, case.g, case.seed))
+    if again is not None and again.sides[0].squares == 0:
+        yield within(again.loss, depth * weight * float((array(z) ** 2).sum()) + tiny(subject), "zero", "loss at z = q")
+
+
+def _most(subject: Quantizer, found: Measured) -> float:
+    """The largest (|a| + |b|)F of any reading."""
+    return max(((abs(law.a) + abs(law.b)) * law.factor for law in laws(subject, found)), default=1.0)
+
+
+@invariant(
+    "loss.duplication", source="definition of a mean; theory T16", mutants=("loss_bessel",),
+    needs=(*TERMS, "deterministic", "reduction!=sum|batch-mean"), parts=_these_terms, corners=("single", "tie", "parallel"),
+    hint="divide by the number of elements that were added up, no more and no less: padding and N − 1 are not it.",
+)
+def duplication(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Repeating the batch leaves a mean loss unchanged."""
+    once = measure(subject, case)
+    if once is None:
+        return
+    prepare(subject, case)
+    twice = measure(subject, Case(torch.cat([case.z, case.z]), torch.cat([case.g, case.g]), case.seed))
+    if twice is None:
+        return
+    size = _most(subject, once)
+    u, side = roundoff(subject), once.sides[0]
+    # two sums of N·D and 2N·D terms, of the same squares
+    allowed = size * ((3 * once.n * once.dim + 16) * u * side.squares + 8 * u * float((norms(side.away) * side.reach).sum()) + 2 * side.slack)
+    # products of other sizes may break a tie in another way
+    allowed += size * abs(twice.sides[0].squares / 2 - side.squares)
+    yield within(twice.loss - once.loss, allowed + tiny(subject), "duplication", "loss of the batch twice − loss of the batch")
+
+
+@invariant(
+    "loss.homogeneous", source="theory T16, T27", needs=(*PLAIN, "settable", "deterministic"), parts=_these_terms, corners=("single", "tie", "parallel"),
+    mutants=("loss_offset",), follows=("loss.value",),
+    hint="|z − q|² scales with the square of the data: a norm without its square, a hidden normalisation or an ε does not.",
+)
+def homogeneous(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Scaling latents and codes by s scales the loss by s²: exactly, for a power of two."""
+    books = subject.codebooks()
+    once = measure(subject, case)
+    if once is None or not once.plain:
+        return
+    factor = 4.0
+    subject.restore()
+    subject.set_codebook([factor * book for book in books])
+    more = measure(subject, Case(factor * case.z, case.g, case.seed))
+    if more is None:
+        return
+    u, side = roundoff(subject), once.sides[0]
+    size = _most(subject, once) * factor**2
+    allowed = size * (8 * u * side.squares + 8 * u * float((norms(side.away) * side.reach).sum()))
+    allowed += size * abs(more.sides[0].squares / factor**2 - side.squares)
+    yield within(more.loss - factor**2 * once.loss, allowed + tiny(subject), "homogeneous", f"loss({factor:g}z, {factor:g}e) − {factor**2:g} loss(z, e)")
+
+
+def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
+    weight = subject.claims.get("commitment_weight")
+    trainable = any(parameter.requires_grad for parameter in subject.module.parameters())
+    return (None,) if trainable or trait(subject, "loss", default=False) or (weight is not None and weight.value) else ()
+
+
+@invariant(
+    "loss.trains", source="van den Oord 2017 §3.2; theory T16", mode="table", corners=("single",), parts=_trains_applies,
+    mutants=("loss_swapped_under_ema", "loss_half_lost"),
+    hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block.",
+)
+def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Every loss moves something: with a commitment weight the latents get a gradient from it, and every trainable
+    parameter gets one from some output.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    n = max(4 * subject.domain.dim + 16, subject.domain.min_n)
+    books = subject.codebooks()
+    size = float(books[0].abs().mean()) if books and books[0].shape[1] == subject.domain.dim else 1.0
+    z = (size or 1.0) * torch.randn(n, subject.domain.dim, generator=generator).to(subject.domain.dtype)
+    out = subject.forward(z, train=True, seed=case.seed)
+    claim = subject.claims.get("commitment_weight")
+    if claim is not None and claim.value and not _has_other_space(subject):
+        reached = out.loss is not None and bool(gradient_at(out, out.z.tensor).any())
+        yield holds(reached, "latents", f"{claim.evidence or 'a commitment weight is declared'}, and the loss gives z no gradient")
+    for index, loss in enumerate(out.losses):
+        leaves = [out.z.tensor, *(p for p in subject.module.parameters() if p.requires_grad)]
+        moves = any(bool(_pulled(loss, leaf).any()) for leaf in leaves)
+        yield holds(moves or not loss.requires_grad, "idle", f"loss {index} requires grad and moves nothing")
+    wanted = [(name, p) for name, p in subject.module.named_parameters() if p.requires_grad and p.numel()]
+    outputs = [out.z_q.tensor, *out.losses]
+    for name, parameter in wanted:
+        moved = any(bool(_pulled(output, parameter).any()) for output in outputs)
+        yield holds(moved, "parameter", f"no output gives the parameter {name} a gradient")
+
+
+def _has_other_space(subject: Quantizer) -> bool:
+    return trait(subject, "structure") in {"scalar", "sign"}
+
+
+def _pulled(output: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    if not output.requires_grad:
+        return torch.zeros_like(parameter)
+    weights = torch.linspace(1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
+    (found,) = torch.autograd.grad(output, parameter, weights, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(parameter) if found is None else found

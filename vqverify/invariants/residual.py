@@ -6,11 +6,13 @@ degenerate inputs (a zero code, equal levels) nobody can tell one residual from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
@@ -48,6 +50,17 @@ class Stack:
     def total(self) -> Array:
         """Σ qᵢ."""
         return np.sum([level.q for level in self.levels], axis=0)
+
+
+@contextmanager
+def silenced(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient passes through these tensors of a graph."""
+    handles = [tensor.register_hook(torch.zeros_like) for tensor in tensors if tensor.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def stacked(subject: Quantizer, case: Case, *, train: bool) -> Stack | None:
