@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from vqverify.symbolic import oracles
 NEEDS = ("estimator=rotation", "levels")
 CORNERS = ("antiparallel", "parallel", "on-code", "single", "unit", "tie")
 MUTANTS = ("rotation_transposed", "rotation_unscaled", "silent_straight_through", "rotation_reflection")
+WHOLE = 16  # up to this dimension the Jacobian is looked at as a whole
 MOST_ENTRIES = 10**6  # of the Jacobians of one batch: D vector-Jacobian products, N·D² numbers
 
 
@@ -42,20 +44,54 @@ def cotangents(subject: Quantizer, case: Case, view: View) -> Array:
     return array(torch.from_numpy(g).to(subject.domain.dtype))
 
 
-def _jacobians(subject: Quantizer, case: Case) -> Iterator[tuple[View, Array, Array, Array]]:
-    """Each level with its judged rows, their bounds, and their Jacobians divided by λ, (n, D, D)."""
-    d = subject.domain.dim
-    most = max(1, MOST_ENTRIES // d**2)
+@dataclass(frozen=True)
+class _Turn:
+    """R = J/λ of some rows, in an orthonormal basis of each: the whole space, or a subspace that R maps to itself.
+
+    Attributes:
+        view: the level.
+        bound: relative bound of each row, (n,).
+        r: (n, m, m) matrices.
+        z, q: latents and codes in the basis, (n, m).
+    """
+
+    view: View
+    bound: Array
+    r: Array
+    z: Array
+    q: Array
+
+
+def _turns(subject: Quantizer, case: Case) -> Iterator[_Turn]:
+    """The rotation of each judged row. In high dimension it is looked at in span(z, q) and eight directions across."""
+    most = max(1, MOST_ENTRIES // subject.domain.dim**2)
     short = Case(case.z[:most], case.g[:most], case.seed, case.codebook, case.history, case.part)
     out = traced(subject, short)
+    u = roundoff(subject)
     for view in views(out):
-        keep, bound = judged(view, roundoff(subject))
+        keep, bound = judged(view, u)
         if not len(keep):
             continue
-        n, dc = view.z.shape
-        rows = [received(subject, out, view, np.broadcast_to(np.eye(dc)[i], (n, dc)).copy()) for i in range(dc)]
+        basis = _basis(view, keep)
+        rows = [received(subject, out, view, basis[:, i]) for i in range(basis.shape[1])]
         scale = norms(view.q[keep]) / norms(view.z[keep])
-        yield view, keep, bound, np.stack(rows, axis=1)[keep] / scale[:, None, None]
+        basis = basis[keep]
+        r = np.einsum("nid,njd->nij", np.stack(rows, axis=1)[keep], basis) / scale[:, None, None]
+        z, q = (np.einsum("nid,nd->ni", basis, x[keep]) for x in (view.z, view.q))
+        yield _Turn(view, bound + 4 * u, r, z, q)  # the basis is rounded to the layer's dtype
+
+
+def _basis(view: View, keep: Array) -> Array:
+    """An orthonormal basis for each row, (N, m, D): all of it up to D = 16, else span(z, q) and eight more."""
+    n, d = view.z.shape
+    if d <= WHOLE:
+        return np.broadcast_to(np.eye(d), (n, d, d)).copy()
+    across = np.random.Generator(np.random.Philox(d)).standard_normal((8, d))
+    found = np.zeros((n, 10, d))
+    for row in keep:
+        frame, _ = np.linalg.qr(np.stack([view.z[row], view.q[row], *across]).T)
+        found[row] = frame.T
+    return found
 
 
 @invariant(
@@ -103,11 +139,11 @@ def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The estimator's Jacobian takes the latent to its code: (λR) z = q."""
-    for view, keep, bound, r in _jacobians(subject, case):
-        z, q = view.z[keep], view.q[keep]
-        scale = norms(q) / norms(z)
-        error = norms(scale[:, None] * np.einsum("nij,nj->ni", r, z) - q)
-        yield within(error, norms(q) * bound * np.sqrt(z.shape[1]), "maps", f"|λRz − q| at level {view.index}")
+    for turn in _turns(subject, case):
+        scale = norms(turn.q) / norms(turn.z)
+        error = norms(scale[:, None] * np.einsum("nij,nj->ni", turn.r, turn.z) - turn.q)
+        allowed = norms(turn.q) * turn.bound * np.sqrt(turn.z.shape[1])
+        yield within(error, allowed, "maps", f"|λRz − q| at level {turn.view.index}")
 
 
 @invariant(
@@ -117,10 +153,9 @@ def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The Jacobian is a multiple of an orthogonal map: J Jᵀ = λ² I."""
-    for view, _, bound, r in _jacobians(subject, case):
-        d = r.shape[-1]
-        error = np.abs(np.einsum("nij,nkj->nik", r, r) - np.eye(d)).max((1, 2))
-        yield within(error, 2 * bound + bound**2, "orthogonal", f"max |RRᵀ − I| at level {view.index}")
+    for turn in _turns(subject, case):
+        error = np.abs(np.einsum("nij,nkj->nik", turn.r, turn.r) - np.eye(turn.r.shape[-1])).max((1, 2))
+        yield within(error, 2 * turn.bound + turn.bound**2, "orthogonal", f"max |RRᵀ − I| at level {turn.view.index}")
 
 
 @invariant(
@@ -130,13 +165,14 @@ def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def determinant(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """R is a rotation and no reflection: det(J)/λᴰ = +1."""
-    for view, _, bound, r in _jacobians(subject, case):
-        d = r.shape[-1]
-        fine = d * bound < 0.1
+    for turn in _turns(subject, case):
+        d = turn.r.shape[-1]
+        fine = d * turn.bound < 0.1
         if fine.any():
             # |det(R + E) − 1| ≤ (1 + ‖E‖₂)ᴰ − 1 for orthogonal R with det R = 1
-            allowed = np.expm1(d * np.log1p(np.sqrt(d) * bound[fine])) + 4 * d * np.finfo(float).eps
-            yield within(np.linalg.det(r[fine]) - 1, allowed, "determinant", f"det R − 1 at level {view.index}")
+            allowed = np.expm1(d * np.log1p(np.sqrt(d) * turn.bound[fine])) + 4 * d * np.finfo(float).eps
+            error = np.linalg.det(turn.r[fine]) - 1
+            yield within(error, allowed, "determinant", f"det R − 1 at level {turn.view.index}")
 
 
 @invariant(
@@ -183,17 +219,17 @@ def _across(g: Array, z: Array, q: Array) -> Array:
 def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """R turns by the angle between z and q and by no more: tr R = D − 2 + 2 cos θ, and ‖J − I‖₂ = |q − z|/|z|."""
     u = roundoff(subject)
-    for view, keep, bound, r in _jacobians(subject, case):
-        z, q = view.z[keep], view.q[keep]
-        d = z.shape[1]
-        if d < 2:
+    for turn in _turns(subject, case):
+        z, q, d = turn.z, turn.q, turn.r.shape[-1]
+        if d < 2:  # noqa: PLR2004
             continue
         cosine = (z * q).sum(-1) / norms(z) / norms(q)
-        trace = np.einsum("nii->n", r) - (d - 2 + 2 * cosine)
-        yield within(trace, d * bound, "trace", f"tr R − (D − 2 + 2 cos θ) at level {view.index}")
+        trace = np.einsum("nii->n", turn.r) - (d - 2 + 2 * cosine)
+        yield within(trace, d * turn.bound, "trace", f"tr R − (D − 2 + 2 cos θ) at level {turn.view.index}")
         scale = norms(q) / norms(z)
-        far = np.linalg.norm(scale[:, None, None] * r - np.eye(d), ord=2, axis=(1, 2)) - norms(q - z) / norms(z)
-        yield within(far, scale * bound * np.sqrt(d) + 4 * u, "distance", f"‖J − I‖₂ − |q − z|/|z| at level {view.index}")
+        far = np.linalg.norm(scale[:, None, None] * turn.r - np.eye(d), ord=2, axis=(1, 2)) - norms(q - z) / norms(z)
+        allowed = scale * turn.bound * np.sqrt(d) + 4 * u
+        yield within(far, allowed, "distance", f"‖J − I‖₂ − |q − z|/|z| at level {turn.view.index}")
 
 
 @invariant(
