@@ -137,3 +137,15 @@ class NeedsCondition(Good):
         if condition.shape != x.shape:
             raise ValueError("one condition a latent")
         return super().forward(x)
+
+
+class CodesAlone(Good):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)[1]
+
+
+class EvenOnly(Good):
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[1] % 4:
+            raise ValueError("the length must be a multiple of 4")
+        return super().forward(x)

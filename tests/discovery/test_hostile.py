@@ -84,7 +84,13 @@ def test_decoders_that_are_wrong_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [("NoOutput", "no tensor of its input's size"), ("NeedsCondition", "condition")]
+    ("name", "word"),
+    [
+        ("NoOutput", "no tensor of its input's size"),
+        ("NeedsCondition", "condition"),
+        ("CodesAlone", "codes without a z_q"),
+        ("EvenOnly", "takes BND with B=2, N=64 but not any number of latents .*multiple of 4"),
+    ],
 )
 def test_what_cannot_be_settled_prints_the_adapter(name: str, word: str) -> None:
     with pytest.raises(DiscoveryError, match=word) as caught:

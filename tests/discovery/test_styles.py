@@ -131,7 +131,11 @@ def test_names_and_the_order_of_outputs_change_no_conclusion(want: Want) -> None
 def test_train_mode_may_return_something_else() -> None:
     plan = opened(styles.TwoFaced, {})
     train = plan.calls[0].at(train=True)
-    assert (train.z_q.path, train.codes[0].path, [output.path for output in train.losses]) == ((2,), (1,), [(0,)])
+    assert (train.z_q.path, train.codes[0].path, [output.path for output in train.losses]) == (
+        (2,),
+        (1,),
+        [(0,)],
+    )
     layer = open_subject(Spec("TwoFaced"), obj=styles.TwoFaced)
     z = torch.randn(5, 6)
     assert layer.forward(z).loss is None

@@ -78,7 +78,9 @@ def _discover(
     bench.plan = replace(plan, calls=calls, warm=warm)
     look = bench.tune()
     if look is not None:
-        odd = not (first.repeats and first.finite and first.constant >= 0.9 and "NOT" not in evidence["codes"])
+        odd = not (
+            first.repeats and first.finite and first.constant >= 0.9 and "NOT" not in evidence["codes"]
+        )
         slots, evidence["codebook"] = find_codebook(bench, look, odd=odd)
         sphere = bool(slots) and all(_on_sphere(bench, slot) for slot in slots)
         bench.plan = replace(bench.plan, slots=slots, sphere=sphere)

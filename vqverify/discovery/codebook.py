@@ -46,7 +46,10 @@ def find_codebook(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, .
     levels = look.codes.shape[1]
     idle = [level for level in range(levels) if len(look.codes[:, level].unique()) < 2]
     if idle and len(idle) < levels:
-        return (), f"level {idle[0]} uses one code for all latents, so that its codebook cannot be told from other weights"
+        return (
+            (),
+            f"level {idle[0]} uses one code for all latents, so that its codebook cannot be told from other weights",
+        )
     scores: dict[int, tuple[float, Slot]] = {}
     shared: tuple[float, Slot] | None = None
     least = int(look.codes.max(0).values.min()) + 1
@@ -189,7 +192,8 @@ def _by_value(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:
 
 
 def _names(slots: tuple[Slot, ...]) -> str:
-    return ", ".join(
+    names = [
         f"{slot.name}{list(slot.index) if slot.index else ''}{' transposed' if slot.transposed else ''}"
         for slot in slots
-    )
+    ]
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"])

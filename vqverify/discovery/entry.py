@@ -9,7 +9,7 @@ from torch import nn
 
 from vqverify.discovery.decoders import public_methods
 from vqverify.discovery.errors import undiscovered
-from vqverify.discovery.forms import grid
+from vqverify.discovery.forms import LAYOUTS, even_grid, grid
 from vqverify.discovery.layouts import Candidate, candidates, read
 
 if TYPE_CHECKING:
@@ -61,6 +61,15 @@ def find_calls(
         return found, describe(found) | more
     if trial.calls > trial.raised or required:
         _give_up(trial, dims, required)
+    for dim in dims:
+        for layout in LAYOUTS:
+            even = even_grid(layout, dim)
+            if read(trial, even, dtype) is not None:
+                sizes = ", ".join(f"{letter}={size}" for letter, size in even.size.items())
+                name = type(trial.module).__name__
+                raise undiscovered(
+                    f"{name} takes {layout} with {sizes} but not any number of latents ({raised})", dim
+                )
     trial.method = "__call__"
     return [], {"call": f"every call raised, the last one {raised}"}
 
@@ -75,6 +84,8 @@ def _give_up(trial: Trial, dims: list[int], required: list[str]) -> NoReturn:
     name = type(trial.module).__name__
     if required:
         reason = f"{name}.forward needs {', '.join(required)} besides the latents, and no guess works"
+    elif trial.integers:
+        reason = f"{name} returns whole numbers and nothing of its input's size: codes without a z_q"
     else:
         reason = f"{name} returns no tensor of its input's size, so that no output can be z_q"
     raise undiscovered(reason, dims[0] if dims else None)

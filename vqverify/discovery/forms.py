@@ -123,6 +123,15 @@ def grid(layout: str, dim: int, avoid: set[int]) -> Grid:
     return Grid(layout, dim, size)
 
 
+def even_grid(layout: str, dim: int) -> Grid:
+    """Sizes that are powers of two, for layers that divide them."""
+    return Grid(
+        layout,
+        dim,
+        {letter: 64 if letter in "NT" else 32 if letter in "HW" else 2 for letter in layout if letter != "D"},
+    )
+
+
 def _subsets(values: list[int]) -> Iterator[list[int]]:
     for mask in range(2 ** len(values)):
         yield [value for bit, value in enumerate(values) if mask >> bit & 1]

@@ -47,7 +47,10 @@ def find_warm(bench: Bench, *, leaked: bool) -> tuple[int, str]:
     bench.trial.base = state.take(bench.trial.module)
     if not names:
         return passes, "latents mix until a training pass was made"
-    return passes, f"{names} change in the first {'training pass' if passes == 1 else f'{passes} passes'} alone"
+    return (
+        passes,
+        f"{names} change in the first {'training pass' if passes == 1 else f'{passes} passes'} alone",
+    )
 
 
 def _pass(bench: Bench, step: int) -> bool:
@@ -58,7 +61,9 @@ def _pass(bench: Bench, step: int) -> bool:
 
 def _flags(before: dict[str, object], after: dict[str, object]) -> list[str]:
     """Names of single truth values that went from off to on."""
-    return [name for name, value in after.items() if _truth(before.get(name)) is False and _truth(value) is True]
+    return [
+        name for name, value in after.items() if _truth(before.get(name)) is False and _truth(value) is True
+    ]
 
 
 def _truth(value: object) -> bool | None:
@@ -132,7 +137,7 @@ def find_accumulators(bench: Bench) -> tuple[tuple[tuple[Slot, Slot], ...], str]
             return (), _absent(counts, sums, level)
         pairs.append((counts[1], sums[1]))
         fits.append(max(counts[0], sums[0]))
-    names = ", ".join(f"{n.name}, {m.name}" for n, m in pairs)
+    names = ", ".join(f"{n.name}, {m.name}" for n, m in pairs[:2]) + (" and so on" if len(pairs) > 2 else "")
     return tuple(pairs), f"{names} move towards the counts and sums of the batch (worst fit {max(fits):.1e})"
 
 
@@ -150,16 +155,18 @@ def _floats(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _near_codes(bench: Bench, step: int) -> Tensor:
-    """Latents around the codes, each code several times; generic ones where the codes are in another space."""
+    """Latents around the codes, most of them used; generic ones where the codes are in another space."""
     codes = effective(bench, bench.plan.slots[0]).to(bench.dtype)
-    n = min(max(4 * len(codes), 128), 1024)
+    n = min(max(16 * len(codes), 128), 1024)
     z = bench.latents(n, 90 + step)
     if codes.shape[1] != bench.plan.dim:
         return z
     spread = float((codes - codes.mean(0)).std().nan_to_num(0.0)) or 1.0
     generator = torch.Generator().manual_seed(90 + step)
-    picks = torch.arange(n) if n >= len(codes) else torch.randperm(len(codes), generator=generator)[:n]
-    return codes[picks % len(codes)] + 0.3 * spread / bench.scale * z
+    # unequal counts: equal ones can be just those that the layer starts with, and nothing would move
+    some = torch.randperm(len(codes), generator=generator)[: n // 2]
+    picks = torch.cat([some, torch.randint(len(codes), (n - len(some),), generator=generator)])
+    return codes[picks] + 0.3 * spread / bench.scale * z
 
 
 def _counts(codes: Tensor, size: int) -> Tensor:
@@ -233,4 +240,15 @@ def _fit(
     if not size or not change.isfinite().all():
         return 1.0
     weight = float(change @ pull / (pull @ pull).clamp_min(1e-300))
-    return float((change - weight * pull).norm()) / size if 0 < weight <= 1.05 else 1.0
+    fit = float((change - weight * pull).norm()) / size if 0 < weight <= 1.05 else 1.0
+    return fit if fit < COARSE else _fit_of_most(change, pull)
+
+
+def _fit_of_most(change: Tensor, pull: Tensor) -> float:
+    """A fit that some entries may miss, such as codes that were replaced in the step; worse than any full fit."""
+    moved = pull.abs() > 1e-9
+    if not moved.any():
+        return 1.0
+    weight = float((change[moved] / pull[moved]).median())
+    missed = float(((change - weight * pull).abs() > COARSE * (weight * pull).abs())[moved].double().mean())
+    return COARSE * (0.5 + missed) if 0 < weight <= 1.05 else 1.0

@@ -50,6 +50,7 @@ class Trial:
         base: the state that each call starts from.
         error: what the last call raised, '' if it did not.
         calls, raised: how many there were.
+        integers: some call returned a tensor of integers.
     """
 
     module: nn.Module
@@ -60,6 +61,7 @@ class Trial:
     error: str = ""
     calls: int = 0
     raised: int = 0
+    integers: bool = False
 
     def __post_init__(self) -> None:
         self.base = self.origin = state.take(self.module)
@@ -94,6 +96,7 @@ class Trial:
         if returned is None:
             return None
         found = list(leaves(returned[0]))
+        self.integers |= any(not tensor.is_floating_point() and tensor.numel() > 1 for _, tensor in found)
         return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]
 
     def guarded(
