@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from vqverify.reference import _exact, _products, directions, nearest_codes
+from vqverify.reference import _exact, _products, _tree, directions, nearest_codes
 from vqverify.reference import lookup as lookup_module
 
 
@@ -46,6 +46,28 @@ def test_magnitudes_do_not_matter_in_float64(scale):
     z = torch.randn(20, 3, generator=generator, dtype=torch.float64) * scale
     codes = torch.randn(9, 3, generator=generator, dtype=torch.float64) * scale
     assert torch.equal(nearest_codes(z, codes), exact(z, codes))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [(torch.bfloat16, 0.0), (torch.float32, 0.0), (torch.float32, 1000.0), (torch.float64, 1000.0)],
+)
+def test_tree_agrees_with_the_products(monkeypatch, dim, dtype, offset):
+    generator = torch.Generator().manual_seed(dim)
+    z = (torch.randn(2100, dim, generator=generator) + offset).to(dtype)
+    codes = (torch.randn(4096, dim, generator=generator) + offset).to(dtype)
+    assert _tree.suits(z, codes)
+    by_tree = nearest_codes(z, codes)
+    monkeypatch.setattr(_tree, "suits", lambda z, codes: False)
+    assert torch.equal(nearest_codes(z, codes), by_tree)
+
+
+def test_tree_leaves_broken_numbers_to_the_products():
+    z, codes = torch.randn(3000, 2), torch.randn(4096, 2)
+    codes[0] = float("nan")
+    assert not _tree.suits(z, codes)
+    assert (nearest_codes(z[:5], codes) > 0).all()
 
 
 def test_separated_clusters():

@@ -1,6 +1,7 @@
 """Nearest-code lookup: the exact index of the given numbers, at little more than a matrix product.
 
-Matrix products find the nearest codes and prove most of them (:mod:`vqverify.reference._products`); the
+Matrix products find the nearest codes and prove most of them (:mod:`vqverify.reference._products`), or a tree
+does where there are many codes in few dimensions (:mod:`vqverify.reference._tree`); the
 rows left open are decided without rounding (:mod:`vqverify.reference._exact`). Ties go to the lowest
 index: a tie is never proved by the products, hence always decided exactly.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqverify.reference import _checks
+from vqverify.reference import _checks, _tree
 from vqverify.reference._exact import settle
 from vqverify.reference._products import certified, prepare
 
@@ -64,11 +65,11 @@ def _search(z: Tensor, codebook: Tensor) -> Tensor:
     wide = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
     # autocast would lower the precision of the products under the certificate's feet
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        table = prepare(codebook, wide)
-        index, certain = certified(z, table)
+        table = None if _tree.suits(z, codebook) else prepare(codebook, wide)
+        index, certain = certified(z, table) if table else _tree.certified(z, codebook)
         doubtful = (~certain).nonzero().squeeze(1)
         if len(doubtful):
-            index[doubtful] = settle(z, codebook, doubtful, table)
+            index[doubtful] = settle(z, codebook, doubtful, table or prepare(codebook, wide))
     return index
 
 

@@ -245,4 +245,3 @@ class SimVQ(nn.Module):
         z_q = nn.functional.embedding(index.clamp(min=0), self.transform(self.basis))
         z_q = torch.where((index >= 0).unsqueeze(-1), z_q, 0)
         return z_q.movedim(-1, 1) if self.channel_first else z_q
-
