@@ -79,8 +79,10 @@ def axes(subject: Quantizer, levels: Sequence[int], case: Case) -> list[Axis]:
 @invariant(
     "fsq.bijection", source="Mentzer 2023 §3, eq. 1-2; theory T36", needs=NEEDS, parts=_modes, mode="table",
     corners=("zero", "single", "unit", "far"),
-    mutants=("fsq_half_level", "fsq_unshifted", "fsq_level_too_many", "fsq_level_lost", "fsq_index_bf16", "fsq_index_int8",
-             "fsq_basis_inclusive"),
+    mutants=(
+        "fsq_unoffset", "fsq_half_level", "fsq_unshifted", "fsq_level_too_many", "fsq_level_lost", "fsq_index_bf16",
+        "fsq_index_int8", "fsq_basis_inclusive", "fsq_noise_in_code",
+    ),
     hint="round(h tanh(z + s) − o), o = ½ for even L only, s = artanh(o/h); the code is Σ ℓᵢ Πⱼ﹤ᵢ Lⱼ in an integer dtype "
     "throughout: bfloat16 holds 256 of them.",
 )

@@ -33,7 +33,7 @@ def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
 
 
 @invariant(
-    "loss.gradients", source="van den Oord 2017 eq. 3; 001 eq. 8-9, 002 eq. 1; theory T16", needs=TERMS, parts=_weighted, corners=CORNERS,
+    "loss.gradients", source="van den Oord 2017 eq. 3; 001 eq. 8-9, 002 eq. 1; theory T16", needs=TERMS, parts=_weighted, corners=CORNERS, follows=("residual.sum",),
     mutants=("loss_swapped", "loss_weights_exchanged", "loss_half_lost", "loss_detach_missing", "loss_halved", "loss_commitment_detached"),
     hint="the weight belongs on |z − sg q|², which moves the latents; swapped stop-gradients leave every value unchanged "
     "and exchange the two gradients.",
@@ -130,7 +130,7 @@ def _patched(out: Quantized, index: int) -> bool:
 
 
 @invariant(
-    "loss.zero_at_codes", source="van den Oord 2017 eq. 3; theory T16", needs=PLAIN, parts=_these_terms, corners=CORNERS, mutants=("loss_offset", "loss_sign"),
+    "loss.zero_at_codes", source="van den Oord 2017 eq. 3; theory T16", needs=(*TERMS, "structure=plain"), parts=_these_terms, corners=CORNERS, mutants=("loss_offset", "loss_sign"),
     hint="a squared distance is ≥ 0 and vanishes where latent and code agree: look for a sign, an ε or a constant.",
 )
 def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:

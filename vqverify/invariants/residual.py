@@ -99,7 +99,7 @@ def _modes(_: Quantizer) -> tuple[str, ...]:
 
 @invariant(
     "residual.sum", source="Zeghidour 2021; theory T34, T28", needs=STACK, state="both", corners=CORNERS, parts=_modes,
-    mutants=("residual_stale", "residual_level_lost", "residual_averaged"),
+    mutants=("residual_stale", "residual_averaged"),
     hint="r₁ = z, rᵢ₊₁ = rᵢ − qᵢ: subtract from the running residual, not from z, and add every level to the output.",
 )
 def sum_(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -110,24 +110,24 @@ def sum_(subject: Quantizer, case: Case) -> Iterator[Clause]:
     keep = np.isfinite(stack.off)
     error = norms(array(stack.out.z_q.rows) - stack.total)[keep]
     yield within(error, stack.off[keep], "sum", "|z_q − Σ qᵢ|")
-    if trait(subject, "metric") == "euclidean" and trait(subject, "deterministic", default=False):
+    if trait(subject, "metric", "euclidean") == "euclidean" and trait(subject, "deterministic", default=False):
         u = roundoff(subject)
-        for index, level in enumerate(stack.levels):
-            yield from _searched(level, index, u)
+        regrets = [_searched(level, index, u) for index, level in enumerate(stack.levels)]
+        # where the metric was not told, the first level tells it: its latent is z itself
+        if trait(subject, "metric") or regrets[0].holds:
+            yield from regrets
         yield from _causal(subject, case, stack)
 
 
-def _searched(level: Level, index: int, u: float) -> Iterator[Clause]:
+def _searched(level: Level, index: int, u: float) -> Clause:
     """The code is nearest to the residual: regret within the expanded evaluation (T28) at a latent that is off by `off`."""
     keep = np.flatnonzero((level.k >= 0) & np.isfinite(level.off))
-    if not len(keep):
-        return
     z, q, off = level.z[keep], level.q[keep], level.off[keep]
     squares = ((z[:, None] - level.book[None]) ** 2).sum(-1)
-    reach = norms(z) + np.abs(norms(level.book)).max(initial=0.0)
+    reach = norms(z) + norms(level.book).max(initial=0.0)
     allowed = 2 * (z.shape[1] + 3) * u * reach**2 + 4 * off * reach + 2 * off**2
     regret = ((z - q) ** 2).sum(-1) - squares.min(1)
-    yield within(regret, allowed, "residual", f"level {index}: squared distance from z − Σ of the codes before, above the least")
+    return within(regret, allowed, "residual", f"level {index}: squared distance from z − Σ of the codes before, above the least")
 
 
 def _causal(subject: Quantizer, case: Case, stack: Stack) -> Iterator[Clause]:
@@ -226,7 +226,9 @@ def _losses_reach(subject: Quantizer, stack: Stack) -> Iterator[Clause]:
     if len(found) < len(stack.levels) or not any(bool(gradient.any()) for gradient in found):
         return
     for index, level in enumerate(stack.levels):
-        keep = np.flatnonzero((level.k >= 0) & np.isfinite(level.off))
+        if not np.isfinite(level.off).all():
+            continue
+        keep = np.flatnonzero(level.k >= 0)
         pulled = np.zeros_like(level.book)
         np.add.at(pulled, level.k[keep], (level.q - level.z)[keep])
         if np.abs(pulled).max(initial=0.0) > 1e-3 * norms(level.z).max(initial=0.0):

@@ -122,7 +122,8 @@ def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
     u = roundoff(subject)
     side = Side(array(gradient_at(out, out.z.tensor)), away, reach + off / u, float((gap**2).sum()), slack)
     pairs = [(level.z, level.q, level.k, level.book) for level in levels]
-    pulled = _codebook_sides(subject, out, pairs) if len(subject.codebooks()) == len(levels) else ()
+    offs = [level.off / u for level in levels]
+    pulled = _codebook_sides(subject, out, pairs, offs) if len(subject.codebooks()) == len(levels) else ()
     loss = float(stack.out.loss.detach().double())
     return Measured(loss, len(case.z), away.shape[1], len(levels), True, (side,), pulled)
 
@@ -131,17 +132,19 @@ def _side(got: Array, z: Array, q: Array) -> Side:
     return Side(got, z - q, norms(z) + norms(q), float(((z - q) ** 2).sum()), 0.0)
 
 
-def _codebook_sides(subject: Quantizer, out: Quantized, pairs: list[tuple[Array, Array, Array, Array]]) -> tuple[Pulled, ...]:
+def _codebook_sides(
+    subject: Quantizer, out: Quantized, pairs: list[tuple[Array, Array, Array, Array]], offs: list[Array] | None = None
+) -> tuple[Pulled, ...]:
     assert out.loss is not None
     if "gradient" not in trait(subject, "learning", ()) or not out.loss.requires_grad:
         return ()
     found = subject.codebook_gradients(out.loss)
     sides: list[Pulled] = []
-    for got, (z, q, k, book) in zip(found, pairs, strict=False):
+    for index, (got, (z, q, k, book)) in enumerate(zip(found, pairs, strict=False)):
         keep = k >= 0
         want, reach, count = np.zeros_like(book), np.zeros(len(book)), np.zeros(len(book))
         np.add.at(want, k[keep], (q - z)[keep])
-        np.add.at(reach, k[keep], (norms(q) + norms(z))[keep])
+        np.add.at(reach, k[keep], (norms(q) + norms(z) + (0.0 if offs is None else offs[index]))[keep])
         np.add.at(count, k[keep], 1.0)
         if got.shape == book.shape:
             sides.append(Pulled(array(got), want, reach * (count + 8)))
