@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class Nan(Good):
 class Hidden(Good):
     """Keeps state between calls where nobody can restore it."""
 
-    calls = [0]
+    calls: ClassVar[list[int]] = [0]
 
     def forward(self, x: Tensor) -> Any:
         self.calls[0] += 1

@@ -167,7 +167,7 @@ class Reply(NamedTuple):
 
 
 class Flat(nn.Module):
-    """Images in, flat codes out, a named tuple in an unusual order; codes on the sphere, normalised at use (ViT-VQGAN)."""
+    """Images in, flat codes out, a named tuple in an unusual order; codes normalised at use (ViT-VQGAN)."""
 
     def __init__(self, dim: int = 8, size: int = 32) -> None:
         super().__init__()

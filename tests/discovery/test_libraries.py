@@ -1,28 +1,32 @@
-"""vector-quantize-pytorch and the reference layers: every configuration is settled, judged by reading their code."""
+"""vector-quantize-pytorch and the reference layers: every configuration is settled as its code reads."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from vqverify.discovery import DiscoveryError, discover
-from vqverify.plan import Plan
 from vqverify.target import construct, load
+
+if TYPE_CHECKING:
+    from vqverify.plan import Plan
 
 SMALL = {"dim": 8, "codebook_size": 16}
 VQ, VQP = "VectorQuantize", "vector_quantize_pytorch"
+HEADS = {**SMALL, "codebook_dim": 4, "heads": 2}
 STACK = {**SMALL, "num_quantizers": 3}
 
 # class, kwargs, layouts, codes, number of losses, stored codebooks, accumulators, decoders that work or not
-TABLE: list[tuple[str, dict[str, Any], str, str, int, int, int, int]] = [
+Row = tuple[str, dict[str, Any], str, str, int, int, int, int]
+TABLE: list[Row] = [
     (VQ, SMALL, "BND ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "rotation_trick": False}, "BND ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "use_cosine_sim": True}, "BND ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "codebook_dim": 4}, "BND ND", "BN", 1, 1, 1, 1),
-    (VQ, {**SMALL, "codebook_dim": 4, "heads": 2}, "BND ND", "BNL", 1, 2, 0, 2),
-    (VQ, {**SMALL, "codebook_dim": 4, "heads": 2, "separate_codebook_per_head": True}, "BND ND", "BNL", 1, 2, 2, 2),
+    (VQ, HEADS, "BND ND", "BNL", 1, 2, 0, 2),
+    (VQ, {**HEADS, "separate_codebook_per_head": True}, "BND ND", "BNL", 1, 2, 2, 2),
     (VQ, {**SMALL, "channel_last": False}, "BDN ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "accept_image_fmap": True}, "BDHW", "BHW", 1, 1, 1, 2),
     (VQ, {**SMALL, "accept_3d_fmap": True}, "BDTHW", "BTHW", 1, 1, 1, 2),
@@ -55,19 +59,16 @@ def opened(target: str, kwargs: dict[str, Any]) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "layouts", "codes", "losses", "slots", "accumulators", "decoders"),
-    TABLE,
-    ids=[f"{row[0]}-{'-'.join(key for key in row[1] if key not in STACK)}" for row in TABLE],
+    "row", TABLE, ids=[f"{row[0]}-{'-'.join(key for key in row[1] if key not in STACK)}" for row in TABLE]
 )
-def test_vector_quantize_pytorch(
-    name: str, kwargs: dict[str, Any], layouts: str, codes: str, losses: int, slots: int, accumulators: int, decoders: int
-) -> None:
+def test_vector_quantize_pytorch(row: Row) -> None:
+    name, kwargs, layouts, codes, *counts = row
     plan = opened(f"{VQP}:{name}", kwargs)
     call = plan.calls[0]
     assert " ".join(call.layout for call in plan.calls) == layouts
     assert [output.form for output in call.codes] == [codes]
     assert (plan.dim, call.z_q.path) == (kwargs.get("dim", 4), (0,))
-    assert (len(call.losses), len(plan.slots), len(plan.accumulators), len(plan.decoders)) == (losses, slots, accumulators, decoders)
+    assert [len(some) for some in (call.losses, plan.slots, plan.accumulators, plan.decoders)] == counts
     assert plan.sphere is bool(kwargs.get("use_cosine_sim", False))
     assert plan.warm == int(bool(kwargs.get("kmeans_init", kwargs.get("affine_param", False))))
     assert plan.min_n == 1

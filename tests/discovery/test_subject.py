@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from vqverify.bounds import Violation
-from vqverify.plan import Call, Output, Plan, Slot
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject, restores
 from vqverify.target import TargetError
@@ -56,14 +55,6 @@ def test_a_bare_function_has_two_arguments(file: str) -> None:
 class NeedsRate(styles.Named):
     def forward(self, x: torch.Tensor, rate: int) -> Any:
         return rate, self.quantize(x)
-
-
-class RateAdapter:
-    claims = {"estimator": "straight-through"}
-
-    def plan(self, module: torch.nn.Module, kwargs: dict[str, Any]) -> Plan:
-        call = Call("BND", Output((1, 0), "BND"), (Output((1, 1), "BN"),), (Output((1, 2)),))
-        return Plan(6, (call,), slots=(Slot("book"),), arguments={"rate": 3})
 
 
 def test_an_adapter_says_how_to_call(tmp_path: Path) -> None:

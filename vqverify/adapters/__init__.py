@@ -1,4 +1,4 @@
-"""Adapters: how to call layers that discovery cannot settle. An adapter is a value of the shape of `Adapter`."""
+"""Adapters say how to call layers that discovery cannot settle; `Adapter` is their shape."""
 
 from __future__ import annotations
 

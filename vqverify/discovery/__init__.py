@@ -21,10 +21,10 @@ from vqverify.plan import Call, Output, Plan, Slot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from vqverify.discovery.trial import Path
-
     import torch
     from torch import nn
+
+    from vqverify.discovery.trial import Path
 
 __all__ = ["DiscoveryError", "discover"]
 

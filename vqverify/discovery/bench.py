@@ -82,7 +82,7 @@ class Bench:
         return Look(z, z_q, torch.cat(rows, dim=1) if rows else None, groups)
 
     def traced(self, layer: Layer, z: Tensor) -> Quantized | None:
-        """A training pass with its levels located, from the state in which the module is; None if it raised."""
+        """A training pass with located levels, from the state that the module is in; None if it raised."""
         try:
             return layer.forward(z, train=True, trace=True)
         except Violation:
@@ -103,23 +103,20 @@ class Bench:
 
     def tune(self) -> Look | None:
         """Choose the scale of latents that reaches the most codes, and make a pass with it."""
-        best: tuple[int, float, Look] | None = None
+        most, best, chosen = 0, 1.0, None
         for scale in (1.0, 0.1, 10.0, 0.01):
             self.scale = scale
             look = self.look(self.latents(128, 31))
             if look is None:
                 continue
-            used = len(look.z_q.unique(dim=0)) if look.codes is None else len(look.codes.unique(dim=0))
-            if best is None or used > 1.5 * best[0]:
-                best = (used, scale, look)
+            used = len((look.z_q if look.codes is None else look.codes).unique(dim=0))
+            if used > 1.5 * most:
+                most, best, chosen = used, scale, look
             if used >= 12:
                 break
-        if best is None:
-            self.scale = 1.0
-            return None
-        self.scale = best[1]
-        return best[2]
+        self.scale = best
+        return chosen
 
 
-def _no_factory(overrides: Mapping[str, Any], seed: int) -> Any:
+def _no_factory(_overrides: Mapping[str, Any], _seed: int) -> Any:
     raise AssertionError("discovery builds nothing")

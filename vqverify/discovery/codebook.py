@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from vqverify.discovery.bench import Bench, Look
 
+EFFECT = "changes z_q where the code is one of them"
 ROUNDS = 4  # groups of rows that are changed, a third of all rows each
-MATCH = 0.7  # agreement (Jaccard) of changed latents with latents of a changed code; codes that occur twice cost some
+MATCH = 0.7  # agreement (Jaccard) of changed latents with those of a changed code; equal codes cost some
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def find_codebook(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, .
     Args:
         bench: call known.
         look: a pass that reaches many codes.
-        odd: z_q is no function of the codes, as it must be: what the codes name is looked for by distance too.
+        odd: z_q is not the function of the codes that it must be: look for what they name by distance too.
     """
     if look.codes is None:
         return _by_value(bench, look)
@@ -48,7 +49,7 @@ def find_codebook(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, .
     if idle and len(idle) < levels:
         return (
             (),
-            f"level {idle[0]} uses one code for all latents, so that its codebook cannot be told from other weights",
+            f"level {idle[0]} uses one code for all latents: its codebook cannot be told from other weights",
         )
     scores: dict[int, tuple[float, Slot]] = {}
     shared: tuple[float, Slot] | None = None
@@ -63,17 +64,19 @@ def find_codebook(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, .
     if len(scores) == levels:
         slots = tuple(scores[level][1] for level in range(levels))
         worst = min(score for score, _ in scores.values())
-        text = f"changing rows of {_names(slots)} changes z_q where the code is one of them (agreement {worst:.2f})"
+        text = f"changing rows of {_names(slots)} {EFFECT} (agreement {worst:.2f})"
     elif shared is not None:
         slots = (shared[1],) * levels
-        text = f"changing rows of {_names(slots[:1])}, shared by all levels, changes z_q where a code is one of them (agreement {shared[0]:.2f})"
+        text = (
+            f"changing rows of {_names(slots[:1])}, which levels share, {EFFECT} (agreement {shared[0]:.2f})"
+        )
     else:
         return _renumbered(bench, look, odd=odd)
     return as_codes(bench, look, slots, text)
 
 
 def _views(bench: Bench, look: Look, least: int, *, idle: bool = False) -> Iterator[_View]:
-    """Readings of the state as (K, Dc) with K ≥ least, of tensors that matter for z_q (all of them if idle)."""
+    """Readings of the state as (K, Dc) with K ≥ least, of tensors that matter for z_q (of all if idle)."""
     seen: set[int] = set()
     bench.reset()
     for name, tensor in all_tensors(bench.trial.module).items():
@@ -107,7 +110,7 @@ def _noise(tensor: Tensor, seed: int) -> Tensor:
 def _changed(
     bench: Bench, look: Look, slot: Slot, rows: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Noise on some rows of a slot: which latents' z_q change (N,), by how much (N, D), and the noise (K, Dc)."""
+    """Noise on some rows of a slot: which latents' z_q change (N,), by how much (N, D), the noise (K, Dc)."""
     bench.reset()
     stored = view(bench.trial.module, slot)
     noise = _noise(stored, seed) * rows[:, None]
@@ -143,21 +146,18 @@ def _jaccard(a: Tensor, b: Tensor) -> float:
 
 
 def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...], str]:
-    """Where the codes do not name the rows that z_q is made of: what they could name, so that it can be checked."""
+    """Where codes do not name the rows that z_q is made of: what they could name, to be checked."""
     assert look.codes is not None
-    if look.codes.shape[1] == 1:
-        for candidate in _views(bench, look, 2):
-            if candidate.rows <= 64 and _owns(bench, look, candidate):
-                text = f"each row of {candidate.slot.name} owns the latents of one code, but of another number than its own"
-                return (candidate.slot,), text
-        for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True) if odd else ():
-            if nearest(bench, look, candidate.slot) >= 0.9:
-                text = f"the codes name the rows of {candidate.slot.name} nearest to z, although z_q is not made of them alone"
-                return (candidate.slot,), text
-    return (
-        (),
-        "no tensor of the state has rows that change z_q where the code is one of them: no codebook is stored",
-    )
+    single = look.codes.shape[1] == 1
+    for candidate in _views(bench, look, 2) if single else ():
+        if candidate.rows <= 64 and _owns(bench, look, candidate):
+            text = "each row of {} owns the latents of one code, but of another number than its own"
+            return (candidate.slot,), text.format(candidate.slot.name)
+    for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True) if single and odd else ():
+        if nearest(bench, look, candidate.slot) >= 0.9:
+            text = "the codes name the rows of {} nearest to z, but z_q is not made of them alone"
+            return (candidate.slot,), text.format(candidate.slot.name)
+    return (), f"no tensor of the state has rows whose change {EFFECT}: no codebook is stored"
 
 
 def _owns(bench: Bench, look: Look, candidate: _View) -> bool:

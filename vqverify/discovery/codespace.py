@@ -88,7 +88,7 @@ def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor, toleranc
 
 
 def _made(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> tuple[Slot, ...]:
-    """Slots that read the codes from a pass, where a tensor (K, Dc) of it has rows that the codes name; else ()."""
+    """Slots that read the codes from a pass, where a tensor of it has the rows that codes name; else ()."""
     computed = bench.layer().recorded()
     found: list[Slot] = []
     for level, slot in enumerate(slots):
@@ -124,7 +124,7 @@ def nearest(bench: Bench, look: Look, slot: Slot) -> float:
 
 
 def among(values: Tensor, rows: Tensor) -> bool:
-    gaps = (
-        torch.cdist(values.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").min(1).values
-    )
+    """Whether each of the values (N, D) is one of the rows (K, D)."""
+    exact = "donot_use_mm_for_euclid_dist"
+    gaps = torch.cdist(values.double(), rows.double(), compute_mode=exact).min(1).values
     return bool((gaps <= 1e-3 * values.double().norm(dim=1).mean()).all())

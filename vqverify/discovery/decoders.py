@@ -1,4 +1,4 @@
-"""Public methods that turn codes into z_q: recognised by what they return, so that wrong ones are listed too."""
+"""Public methods that turn codes into z_q, recognised by what they return; wrong ones are listed too."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def find_decoders(bench: Bench, look: Look) -> tuple[tuple[Decoder, ...], str]:
 
 
 def _in_layout(found: list[Decoder], exact: list[Decoder], call: Call) -> tuple[list[Decoder], str]:
-    """Hold the decoders to z_q's layout where none of them keeps it; else another layout is a helper's choice."""
+    """Hold decoders to z_q's layout where none of them keeps it; else another layout is a helper's choice."""
     own = {output.form for output in call.codes}
     comparable = [d for d in exact if d.codes_form in own and _tokens(d.codes_form) == _tokens(call.z_q.form)]
     turned = [decoder for decoder in comparable if decoder.output_form != call.z_q.form]

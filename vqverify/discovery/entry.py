@@ -39,6 +39,7 @@ def find_calls(
     """
     required = _required(trial.module)
     found: list[Candidate] = []
+    guess: object = None
     for guess in GUESSES if required else (None,):
         trial.arguments = dict.fromkeys(required, guess)
         found = _settle(trial, dims, avoid, dtype)

@@ -22,5 +22,6 @@ class DiscoveryError(TargetError):
 def undiscovered(reason: str, dim: int | None) -> DiscoveryError:
     """The error, with a template to save as my_adapter.py and name with `--adapter my_adapter:Adapter`."""
     return DiscoveryError(
-        f"{reason}; say how to call it in an adapter (--adapter my_adapter:Adapter):\n{_TEMPLATE.format(dim=dim or '...')}"
+        f"{reason}; say how to call it in an adapter (--adapter my_adapter:Adapter):\n"
+        + _TEMPLATE.format(dim=dim or "...")
     )

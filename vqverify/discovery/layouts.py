@@ -36,8 +36,8 @@ class Candidate:
         z_q: the output taken for z_q.
         train: the pass was made in train mode, because eval raised.
         leak: share of other latents' places that changed with one latent.
-        spill: share of them that changed by a fifth of the output's size: what a wrong layout does, while batch
-            statistics and hidden state leak everywhere, but little.
+        spill: share of them that changed by a fifth of the output's size: what a wrong layout does, while
+            batch statistics and hidden state leak everywhere, but little.
         reach: share of replaced latents whose own place changed.
         constant: share of latents whose z_q stays under a tiny change of z.
         attached: a gradient reaches z from it in train mode.
@@ -216,7 +216,7 @@ def _locality(
 def _constancy(
     trial: Trial, where: Grid, x: Tensor, before: Returned, outputs: list[Output], *, train: bool
 ) -> list[float]:
-    step = NUDGE * x.abs() * torch.sign(latents(*x.shape, x.dtype, 9))
+    step = NUDGE * x.abs() * torch.sign(latents(len(x), where.dim, x.dtype, 9))
     after = dict(trial.run(where.put(x + step), train=train) or ())
     found: list[float] = []
     for output in outputs:

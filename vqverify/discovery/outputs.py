@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
     for group in choices:
         codes = torch.cat([code_rows(where, value, output.form) for output, value in group], dim=1)
         if is_function(codes, z_q):
-            text = f"{kind} of shape {tuple(group[0][1].shape)}, {codes.shape[1]} a latent; z_q is a function of them"
+            shape = tuple(group[0][1].shape)
+            text = f"{kind} of shape {shape}, {codes.shape[1]} a latent; z_q is a function of them"
             return tuple(output for output, _ in group), text
     group = groups[0]
     return tuple(output for output, _ in group), f"{kind}, one entry a latent; z_q is NOT a function of them"
@@ -142,7 +143,7 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
 
 
 def _loss_like(where: Grid, value: Tensor) -> bool:
-    """A scalar, a few numbers (one a level, one a batch entry), or one number a latent; not features of latents."""
+    """A scalar, a few numbers (one a level or a batch entry), or one a latent; not features of latents."""
     form = where.form(value.shape, "L")
     return value.numel() <= 64 or bool(form and "L" not in form)
 
@@ -154,10 +155,11 @@ def _gradient(value: Tensor, leaves: list[Tensor]) -> Tensor | None:
         grads = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
     except RuntimeError:
         return None
-    if all(grad is None for grad in grads):
+    reached = cast("tuple[Tensor | None, ...]", grads)
+    if not any(grad is not None for grad in reached):
         return None
     parts = [
-        torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves, strict=True)
+        torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(reached, leaves, strict=True)
     ]
     return torch.cat([part.detach().reshape(-1).double() for part in parts])
 

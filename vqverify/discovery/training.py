@@ -181,7 +181,7 @@ def _sums(z: Tensor, codes: Tensor, size: int) -> Tensor:
 
 def _latents(out: Quantized) -> list[Tensor]:
     """Latents of every level where capture located them all."""
-    found = [level.z_c.rows.detach() for level in out.levels if level is not None and level.z_c is not None]
+    found = [level.z_c.rows.detach() for level in out.levels if level.z_c is not None]
     return found if len(found) == len(out.codebook) else []
 
 
@@ -245,7 +245,7 @@ def _fit(
 
 
 def _fit_of_most(change: Tensor, pull: Tensor) -> float:
-    """A fit that some entries may miss, such as codes that were replaced in the step; worse than any full fit."""
+    """A fit that some entries may miss, such as codes replaced in the step; worse than any full fit."""
     moved = pull.abs() > 1e-9
     if not moved.any():
         return 1.0

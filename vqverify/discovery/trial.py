@@ -76,7 +76,7 @@ class Trial:
         change: Callable[[], object] | None = None,
         go_on: bool = False,
     ) -> list[tuple[Path, Tensor]] | None:
-        """Every tensor that one call returns, by path; None if it raised. The state after it stays to be seen.
+        """Every tensor that one call returns, by path; None if it raised. The state after it can be seen.
 
         Args:
             x: the input.
