@@ -169,7 +169,27 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
         if pair is None:
             return None
         found.append(pair)
+    wants = [table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)] for level, table in enumerate(codebook)]
+    if levels > 1 and found[0][0] == Position(-1, Reading()) and all(z is None for z, _ in found[1:]):
+        found = _remainders(record, leaf, wants, found)
     return Located(len(record), len(attached(record)), tuple((_among(record, z), _settled(record, q)) for z, q in found))
+
+
+def _remainders(
+    record: Sequence[Tensor], leaf: Tensor, wants: Sequence[Tensor], found: Sequence[tuple[Position | None, Position]]
+) -> list[tuple[Position | None, Position]]:
+    """Latents of a stack without a graph (one estimator around the whole): what is left of z after the levels before."""
+    rest, out = leaf.detach(), list(found[:1])
+    for want, (_, q_c) in zip(wants, found[1:], strict=False):
+        rest = rest - want
+        same = (
+            Position(index, reading)
+            for index, tensor in enumerate(record)
+            for reading in readings(tensor, len(rest), rest.shape[1], 1)
+            if _near(reading.rows(tensor.to(rest.dtype), rest.shape[1], 1), rest, TIGHT)
+        )
+        out.append((next(same, None), q_c))
+    return out
 
 
 def _among(record: Sequence[Tensor], place: Position | None) -> Position | None:
@@ -228,9 +248,11 @@ def _cut(
     """The last tensor before the code first appears through which every gradient from the code to z passes."""
     q_rows = spot.reading.rows(record[spot.index], dim, levels)
     total = pull(q_rows, leaf, probe.to(q_rows))
-    for index in range(first.index - 1, -1, -1):
+    for index in range(spot.index - 1, -1, -1):
         tensor = record[index]
         if tensor is leaf or not tensor.requires_grad:
+            continue
+        if index >= first.index and not _seen_before(record[: first.index], tensor):
             continue
         for reading in readings(tensor, len(probe), dim, levels):
             if reading.part not in {None, spot.reading.part, 0} and spot.reading.part is not None:
@@ -244,6 +266,14 @@ def _cut(
     if leaf.shape[1] == dim:
         return Position(-1, Reading())
     return None
+
+
+def _seen_before(record: Sequence[Tensor], tensor: Tensor) -> bool:
+    """Whether a latent is only computed again: a layer may normalise once for the lookup and once for the estimator."""
+    return any(
+        earlier.numel() == tensor.numel() and earlier.dtype == tensor.dtype and torch.equal(earlier.reshape(-1), tensor.reshape(-1))
+        for earlier in record
+    )
 
 
 def _row_by_row(

@@ -23,7 +23,7 @@ from vqverify.invariants.measure import (
     tiny,
     traced,
     trait,
-    views,
+    paths,
 )
 from vqverify.invariants.rotation import cotangents, received
 from vqverify.layer import guarded
@@ -54,7 +54,7 @@ def jacobian(subject: Quantizer, case: Case) -> Iterator[Clause]:
     out = traced(subject, case)
     family = SURROGATES[trait(subject, "estimator")]
     u = roundoff(subject)
-    for view in views(out):
+    for view in paths(subject, out):
         bound = _law_bound(subject, view, u)
         keep = np.flatnonzero((bound < SAFE) & (view.k >= 0))
         if len(keep):
@@ -132,15 +132,15 @@ def on_codes(subject: Quantizer, case: Case) -> Iterator[tuple[Quantized, View, 
     """
     out = traced(subject, case)
     u = roundoff(subject)
-    if trait(subject, "settable") and len(out.levels) == 1 and not any(len(_same(view)) for view in views(out)):
-        for view in views(out):
+    if trait(subject, "settable") and len(out.levels) == 1 and not any(len(_same(view)) for view in paths(subject, out)):
+        for view in paths(subject, out):
             book = view.codebook.copy()
             count = min(len(book), len(view.z))
             book[:count] = view.z[:count]
             subject.restore()
             subject.set_codebook([torch.from_numpy(book).to(out.codebook[0])])
             out = subject.forward(case.z, train=True, seed=case.seed, trace=True)
-    for view in views(out):
+    for view in paths(subject, out):
         bound = rotation_law_bound(view.z, view.q, u)
         keep = _same(view)
         keep = keep[bound[keep] < SAFE]

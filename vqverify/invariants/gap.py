@@ -10,7 +10,7 @@ from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.estimator import SURROGATES, on_codes
-from vqverify.invariants.measure import SAFE, Array, array, norms, rotation_law_bound, roundoff, traced, trait, views
+from vqverify.invariants.measure import SAFE, Array, array, norms, rotation_law_bound, roundoff, traced, trait, paths
 from vqverify.invariants.rotation import received
 from vqverify.quantizer import Quantizer
 from vqverify.symbolic import oracles
@@ -32,7 +32,7 @@ def _measured(subject: Quantizer, case: Case, *, tight: bool) -> Iterator[Clause
     out = traced(subject, case)
     u = roundoff(subject)
     family = trait(subject, "estimator")
-    for view in views(out):
+    for view in paths(subject, out):
         relative = rotation_law_bound(view.z, view.q, u) if family == "rotation" else np.full(len(view.z), 8 * u)
         keep = np.flatnonzero((relative < SAFE) & (view.k >= 0))
         if not len(keep):

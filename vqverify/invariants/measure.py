@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqverify.bounds import unit_roundoff
 from vqverify.case import Case
-from vqverify.quantizer import Level, Quantized, Quantizer
+from vqverify.quantizer import Level, Place, Quantized, Quantizer
 from vqverify.symbolic import oracles
 
 Array = NDArray[np.float64]
@@ -57,6 +57,8 @@ class View:
     q: Array
     k: NDArray[np.int64]
     codebook: Array
+    src: Place = "z_q"
+    dst: Place = "z"
 
     @property
     def value(self) -> Array:
@@ -71,7 +73,24 @@ def views(out: Quantized) -> Iterator[View]:
             continue
         k = out.codes[:, index].cpu().numpy()
         book = array(table)
-        yield View(index, level, array(level.z_c.rows), book[np.clip(k, 0, len(book) - 1)], k, book)
+        z, q = array(level.z_c.rows), book[np.clip(k, 0, len(book) - 1)]
+        yield View(index, level, z, q, k, book, ("q_c", index), ("z_c", index))
+
+
+def paths(subject: Quantizer, out: Quantized) -> list[View]:
+    """Where an estimator acts: at each level, or around a stack whose levels carry no gradient (T34)."""
+    found = list(views(out))
+    if len(found) < 2 or any(_carries(subject, out, view) for view in found):  # noqa: PLR2004
+        return found
+    total = sum((view.q for view in found), start=np.zeros_like(found[0].q))
+    kept = np.where((np.stack([view.k for view in found]) >= 0).all(0), found[0].k, -1)
+    whole = View(0, Level(out.z, out.z_q), array(out.z.rows), total, kept, found[0].codebook, "z_q", "z")
+    return [whole] if whole.z.shape == total.shape and _carries(subject, out, whole) else found
+
+
+def _carries(subject: Quantizer, out: Quantized, view: View) -> bool:
+    rows = view.level.q_c.rows
+    return bool(subject.vjp(out, torch.ones_like(rows), view.src, view.dst).any())
 
 
 def traced(subject: Quantizer, case: Case, *, train: bool = True) -> Quantized:

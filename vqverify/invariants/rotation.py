@@ -11,7 +11,7 @@ import torch
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import Array, SAFE, View, array, norms, rotation_law_bound, roundoff, sigma, traced, views
+from vqverify.invariants.measure import Array, SAFE, View, array, norms, rotation_law_bound, roundoff, sigma, traced, paths
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.symbolic import oracles
 
@@ -32,7 +32,7 @@ def judged(view: View, u: float) -> tuple[Array, Array]:
 def received(subject: Quantizer, out: Quantized, view: View, g: Array) -> Array:
     """Jᵀg at a level for cotangents (N, Dc) given at its code."""
     source = torch.from_numpy(g).to(subject.domain.dtype)
-    return array(subject.vjp(out, source, ("q_c", view.index), ("z_c", view.index)))
+    return array(subject.vjp(out, source, view.src, view.dst))
 
 
 def cotangents(subject: Quantizer, case: Case, view: View) -> Array:
@@ -68,7 +68,7 @@ def _turns(subject: Quantizer, case: Case) -> Iterator[_Turn]:
     short = Case(case.z[:most], case.g[:most], case.seed, case.codebook, case.history, case.part)
     out = traced(subject, short)
     u = roundoff(subject)
-    for view in views(out):
+    for view in paths(subject, out):
         keep, bound = judged(view, u)
         if not len(keep):
             continue
@@ -103,7 +103,7 @@ def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The angle between the received gradient and z equals the angle between the sent gradient and q: ⟨z, Jᵀg⟩ = ⟨q, g⟩."""
     out = traced(subject, case)
     u = roundoff(subject)
-    for view in views(out):
+    for view in paths(subject, out):
         keep, bound = judged(view, u)
         if len(keep):
             g = cotangents(subject, case, view)
@@ -123,7 +123,7 @@ def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The received gradient has λ times the norm of the sent one: |Jᵀg| = λ|g|, λ = |q|/|z|."""
     out = traced(subject, case)
     u = roundoff(subject)
-    for view in views(out):
+    for view in paths(subject, out):
         keep, bound = judged(view, u)
         if len(keep):
             g = cotangents(subject, case, view)
@@ -184,7 +184,7 @@ def fixes_complement(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Gradients orthogonal to span(z, q) are only scaled: Jᵀg = λg."""
     out = traced(subject, case)
     u = roundoff(subject)
-    for view in views(out):
+    for view in paths(subject, out):
         keep, bound = judged(view, u)
         g = cotangents(subject, case, view) + np.linspace(1, 2, view.z.shape[1])
         across = array(torch.from_numpy(_across(g, view.z, view.q)).to(subject.domain.dtype))
@@ -242,7 +242,7 @@ def accuracy(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The backward rotation is within B₁ = (9d + 41 + (4d + 16)/σ)u of the exact one at every angle, relative to λ|g|."""
     out = traced(subject, case)
     u = roundoff(subject)
-    for view in views(out):
+    for view in paths(subject, out):
         s = sigma(view.z, view.q)
         d = view.z.shape[1]
         least = np.minimum(norms(view.z), norms(view.q))
