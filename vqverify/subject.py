@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from vqverify.bare import BareEstimator, bare_plan
 from vqverify.bounds import Violation
 from vqverify.discovery import discover
 from vqverify.layer import Layer
-from vqverify.quantizer import Domain, Finding, Spec
+from vqverify.quantizer import Domain, Spec
 from vqverify.target import TargetError, check_arguments, construct, load, suggest
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def _open(spec: Spec, target: Any) -> Layer:
     factory = make_factory(spec, target)
     module = factory({}, spec.seed)
     dtype = _dtype(spec.dtype) or torch.float32
-    plan = _plan(spec, target, adapter, module, dtype)
+    plan = _plan(spec, target, adapter, module)
     domain = Domain(
         dim=plan.dim,
         dtype=dtype,
@@ -135,19 +134,19 @@ def _adapter(spec: Spec, target: Any) -> Any | None:
     return adapter
 
 
-def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module, dtype: torch.dtype) -> Plan:
+def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Plan:
     if isinstance(module, BareEstimator):
         return bare_plan(module.codebook.shape[1])
     if adapter is not None:
         return adapter.plan(module, spec.kwargs)
-    return discover(module, target, spec.kwargs, dtype=dtype)
+    if spec.dtype is not None or spec.device is not None:
+        # how a layer is called does not depend on its precision or place, and probes need small rounding
+        module = make_factory(replace(spec, dtype=None, device=None), target)({}, spec.seed)
+    return discover(module, target, spec.kwargs, dtype=torch.float32)
 
 
 def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> None:
     """Claims, findings, and both joined."""
-    if not all(importlib.util.find_spec(f"vqverify.{name}") for name in ("claims", "identify")):
-        layer.traits = dict[str, Finding]()
-        return
     from vqverify.claims import join, read_claims
     from vqverify.identify import identify
 

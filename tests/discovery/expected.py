@@ -94,7 +94,17 @@ WANTED = (
         (),
         ("decode",),
     ),
-    Want(styles.Flat, {}, 8, "BDHW", (1,), (((0,), "F"),), ((2,),), (("e.weight", (), False, "normalize"),)),
+    Want(
+        styles.Flat,
+        {},
+        8,
+        "BDHW",
+        (1,),
+        (((0,), "F"),),
+        ((2,),),
+        (("e.weight", (), False, "normalize"),),
+        sphere=True,
+    ),
     Want(
         styles.Stack,
         {},

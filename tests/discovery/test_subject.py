@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -91,6 +92,14 @@ def test_dtype_and_seed_are_part_of_the_spec() -> None:
     assert not torch.equal(layer.codebooks()[0], layer.build(seed=1).codebooks()[0])
     with pytest.raises(TargetError, match="'floot64' is no floating dtype of torch; did you mean 'float64'"):
         open_subject(Spec(spec.target, spec.kwargs, dtype="floot64"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_the_way_to_call_does_not_depend_on_precision(dtype: str) -> None:
+    spec = Spec("vqverify.reference:ResidualVQ", {"dim": 4, "codebook_size": 8, "num_quantizers": 2})
+    layer = open_subject(replace(spec, dtype=dtype))
+    assert layer.plan == open_subject(spec).plan
+    assert layer.forward(torch.randn(5, 4).to(layer.domain.dtype)).z_q.tensor.dtype is layer.domain.dtype
 
 
 def test_another_process_needs_the_spec_alone() -> None:

@@ -92,7 +92,9 @@ def _discover(
 
 
 def _on_sphere(bench: Bench, slot: Slot) -> bool:
-    if slot.transform != "identity":
+    if slot.transform == "normalize":
+        return True  # codes are what rows become at norm 1: rows put there are the codes
+    if slot.transform == "made":
         return False
     norms = effective(bench, slot).double().norm(dim=1)
     return bool(((norms - 1).abs() < 1e-3).all())
