@@ -6,7 +6,6 @@ import torch
 
 from vqverify import check_quantizer
 
-
 TARGET = "vqverify.reference:VectorQuantizer"
 
 

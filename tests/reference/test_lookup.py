@@ -9,6 +9,13 @@ from vqverify.reference import _exact, _products, _tree, directions, nearest_cod
 from vqverify.reference import lookup as lookup_module
 
 
+@pytest.fixture(params=["differences", "products"], autouse=True)
+def _path(request, monkeypatch):
+    """Small problems take a way of their own: run everything along both."""
+    if request.param == "products":
+        monkeypatch.setattr(lookup_module, "_SMALL", 0)
+
+
 def exact(z, codes):
     """Nearest rows by rational arithmetic, lowest index on ties."""
     out = []

@@ -1,5 +1,6 @@
 """The optional parts: replacement, k-means, sampling, affine maps, synchronized and alternating updates."""
 
+import itertools
 import math
 
 import pytest
@@ -54,6 +55,19 @@ def test_commitment_moves_only_latents_and_codebook_only_codes():
     z, q = (torch.randn(5, 3).requires_grad_() for _ in range(2))
     assert torch.autograd.grad(commitment_loss(z, q), (z, q), allow_unused=True)[1] is None
     assert torch.autograd.grad(codebook_loss(z, q), (z, q), allow_unused=True)[0] is None
+
+
+def test_sum_is_the_mean_times_the_elements():
+    z, q = torch.randn(2, 5, 3)
+    keep = torch.tensor([True, True, False, True, False])
+    for loss in (commitment_loss, codebook_loss):
+        assert torch.allclose(loss(z, q, reduction="sum"), 15 * loss(z, q))
+        assert torch.allclose(loss(z, q, keep, reduction="sum"), 9 * loss(z, q, keep))
+    layer = VectorQuantizer(3, 4, reduction="sum", commitment_weight=2.0)
+    out = layer(z)
+    assert torch.allclose(out.loss, 2 * (z - out.z_q).square().sum())
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum'; it was 'max'"):
+        commitment_loss(z, q, reduction="max")
 
 
 # learning without memory
@@ -207,6 +221,14 @@ def test_kmeans_start_happens_once_in_training_only():
     again.load_state_dict(layer.state_dict())
     again(torch.randn(20, 3))
     assert torch.equal(again.codebook, started)
+
+
+def test_repeated_kmeans_activates_every_code():
+    layer = VectorQuantizer(3, 16)
+    z = torch.randn(200, 3) + 20
+    assert len(layer.eval()(z).codes.unique()) < 8
+    layer.set_codebook(kmeans(z, layer.codebook_size).codebook)
+    assert len(layer(z).codes.unique()) == 16
 
 
 # sampling
@@ -403,3 +425,56 @@ def test_half_precision_does_add_imprecision():
     index, proved = nearest_codes_lower_precision(z, codes, torch.float16)
     assert index.item() == 0
     assert not proved.item()
+
+
+# every combination
+
+
+CHOICES = {
+    "estimator": ["rotation", "straight-through", lambda z, q: q + (z - z.detach())],
+    "metric": ["euclidean", "cosine"],
+    "learning": ["ema", "memoryless", "gradient", "none"],
+    "smoothing": [0.0, 1e-3],
+    "temperature": [0.0, 0.7],
+    "synchronized": [0.0, 0.3],
+    "affine": ["none", "learnable", "moments"],
+    "replacement": [None, 2, Replacement(lifespan=0, threshold=0.3)],
+    "initialisation": ["normal", "kmeans"],
+}
+
+
+def sensible(*, learning, metric, smoothing, synchronized, affine, replacement, **_):
+    gradient = learning == "gradient"
+    return not (
+        (smoothing and (learning != "ema" or metric == "cosine"))
+        or (synchronized and not gradient)
+        or (affine != "none" and (not gradient or metric == "cosine"))
+        or (replacement and learning == "none")
+        or (isinstance(replacement, Replacement) and learning != "ema")
+    )
+
+
+def test_every_combination_works_or_says_why():
+    works = 0
+    z = torch.randn(4, 5, 3)
+    for values in itertools.product(*CHOICES.values()):
+        kwargs = dict(zip(CHOICES, values, strict=True))
+        if not sensible(**kwargs):
+            with pytest.raises(ValueError, match="must be"):
+                VectorQuantizer(3, 6, **kwargs)
+            continue
+        works += 1
+        layer = VectorQuantizer(3, 6, **kwargs)
+        for _ in range(3):
+            before = layer.effective_codebook().detach().clone()
+            x = z.clone().requires_grad_()
+            out = layer(x, mask=torch.rand(4, 5) > 0.2)
+            (out.z_q.square().sum() + out.loss).backward()
+            assert x.grad.isfinite().all()
+            kept = out.codes >= 0
+            if kwargs["initialisation"] == "normal":
+                assert torch.equal(out.z_q[kept], before[out.codes[kept]])
+        layer.eval()
+        assert torch.equal(layer.decode(layer(z).codes), layer(z).z_q)
+        assert all(value.isfinite().all() for value in layer.state_dict().values())
+    assert works > 300

@@ -41,6 +41,8 @@ def kmeans(
     ties go to the lowest index, so that a repetition gets no latents. A centre that loses its latents
     stays. With ``metric="cosine"`` latents are replaced by directions and centres by the directions of means.
 
+    Repeated k-means is ``layer.set_codebook(kmeans(z, layer.codebook_size).codebook)``, once an epoch.
+
     Args:
         z: latents (..., D), at least one.
         size: K, number of centres.

@@ -65,6 +65,7 @@ class VectorQuantizer(nn.Module):
         affine: str | LearnableAffine | MomentAffine = "none",
         replacement: Replacement | int | None = None,
         initialisation: str = "normal",
+        reduction: str = "mean",
     ) -> None:
         """Build a layer.
 
@@ -88,6 +89,7 @@ class VectorQuantizer(nn.Module):
             replacement: which unused codes are replaced; an int is a lifespan in steps.
             initialisation: ``"normal"`` N(0, 1), ``"uniform"`` in ±1/K, or ``"kmeans"`` on the first batch in
                 train mode (normal until then).
+            reduction: ``"mean"`` of the losses over B·D elements, or their ``"sum"``.
 
         Raises:
             ValueError: if an argument is out of range, or a combination makes no sense.
@@ -103,6 +105,7 @@ class VectorQuantizer(nn.Module):
         if codebook_weight is not None:
             _checks.number("codebook_weight", codebook_weight)
         self.codebook_weight = 1.0 if codebook_weight is None else codebook_weight
+        self.reduction = _checks.choice("reduction", reduction, {"mean": "mean", "sum": "sum"})
         self.channel_first = channel_first
         self.temperature = _checks.number("temperature", temperature)
         self.synchronized = _checks.number("synchronized", synchronized)
@@ -165,9 +168,9 @@ class VectorQuantizer(nn.Module):
         else:
             codes = nearest_codes(latents, codebook)
         q = nn.functional.embedding(codes, codebook)
-        loss = self.commitment_weight * commitment_loss(anchor, q, mask)
+        loss = self.commitment_weight * commitment_loss(anchor, q, mask, reduction=self.reduction)
         if self.learner.rule == "gradient":
-            loss = loss + self.codebook_weight * codebook_loss(anchor, q, mask)
+            loss = loss + self.codebook_weight * codebook_loss(anchor, q, mask, reduction=self.reduction)
         z_q = self.estimator(latents, q)
         if self.synchronized:
             z_q = synchronize(z_q, q, self.synchronized)

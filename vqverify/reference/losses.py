@@ -7,27 +7,36 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from vqverify.reference import _checks
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def commitment_loss(z: Tensor, q: Tensor, keep: Tensor | None = None) -> Tensor:
+def commitment_loss(z: Tensor, q: Tensor, keep: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
     """Return mean |z - sg q|² over all B·D elements: its gradient moves the latents only (2 (z - q)/(B·D)).
 
     Args:
         z: latents (..., D).
         q: codes, the same shape.
         keep: bool (...), True for the latents that count; the mean is over those.
+        reduction: ``"mean"``, or ``"sum"`` over all elements.
 
     Returns:
         A scalar, in at least float32; 0 where nothing counts.
+
+    Raises:
+        ValueError: if the reduction is unknown.
     """
-    return _mean_square(z, q.detach(), keep)
+    return _square(z, q.detach(), keep, reduction)
 
 
-def codebook_loss(z: Tensor, q: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Return mean |sg z - q|² over all B·D elements: its gradient moves the codes only (2 (q - z)/(B·D))."""
-    return _mean_square(z.detach(), q, keep)
+def codebook_loss(z: Tensor, q: Tensor, keep: Tensor | None = None, *, reduction: str = "mean") -> Tensor:
+    """Return mean |sg z - q|² over all B·D elements: its gradient moves the codes only (2 (q - z)/(B·D)).
+
+    Arguments and errors are those of :func:`commitment_loss`.
+    """
+    return _square(z.detach(), q, keep, reduction)
 
 
 def interpolated_loss(z: Tensor, q: Tensor, beta: float, keep: Tensor | None = None) -> Tensor:
@@ -39,26 +48,23 @@ def interpolated_loss(z: Tensor, q: Tensor, beta: float, keep: Tensor | None = N
     Raises:
         ValueError: if β is outside [0, 1].
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must lie in [0, 1]; it was {beta!r}")
+    _checks.number("beta", beta, 0, 1)
     return (1 - beta) / 2 * commitment_loss(z, q, keep) + beta / 2 * codebook_loss(z, q, keep)
 
 
 def beta_of_commitment(weight: float) -> float:
     """Return the β of A_β that matches |sg z - q|² + b |z - sg q|²: β = 1/(1 + b) (T16; b = ¼ gives 0.8)."""
-    if weight < 0:
-        raise ValueError(f"weight must be at least 0; it was {weight!r}")
-    return 1 / (1 + weight)
+    return 1 / (1 + _checks.number("weight", weight))
 
 
-def _mean_square(z: Tensor, q: Tensor, keep: Tensor | None) -> Tensor:
+def _square(z: Tensor, q: Tensor, keep: Tensor | None, reduction: str) -> Tensor:
+    mean = _checks.choice("reduction", reduction, {"mean": True, "sum": False})
     # half precision would lose the mean: at least float32
     wide = torch.promote_types(torch.promote_types(z.dtype, q.dtype), torch.float32)
     z, q = z.to(wide), q.to(wide)
-    if keep is None and z.numel():
-        return functional.mse_loss(z, q)
     if keep is None:
-        return (z - q).square().sum()
+        # an empty mean is 0, not NaN
+        return functional.mse_loss(z, q, reduction=reduction if z.numel() else "sum")
     # where, not a product: what is masked may be infinite or NaN
-    difference = torch.where(keep.unsqueeze(-1), z - q, 0)
-    return difference.square().sum() / (keep.sum() * z.shape[-1]).clamp(min=1)
+    total = torch.where(keep.unsqueeze(-1), z - q, 0).square().sum()
+    return total / (keep.sum() * z.shape[-1]).clamp(min=1) if mean else total
