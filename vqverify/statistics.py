@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tested:
+class Round:
     """What one round of a test found.
 
     Attributes:
@@ -44,7 +44,7 @@ def fresh_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
-def rejects_null(test: Callable[[int], Tested], seed: int, label: str, message: str, *, level: float = LEVEL) -> Clause:
+def rejects_null(test: Callable[[int], Round], seed: int, label: str, message: str, *, level: float = LEVEL) -> Clause:
     """Test one null hypothesis within the run's false-alarm budget.
 
     Args:
@@ -61,7 +61,7 @@ def rejects_null(test: Callable[[int], Tested], seed: int, label: str, message: 
     Raises:
         ValueError: if a p-value is not a number in [0, 1]: a fault of the test.
     """
-    rounds: list[Tested] = []
+    rounds: list[Round] = []
     for number in range(2):
         tested = test(fresh_seed(seed, label, number))
         if not 0 <= tested.p_value <= 1:
@@ -76,7 +76,7 @@ def rejects_null(test: Callable[[int], Tested], seed: int, label: str, message: 
     return Clause(label, margin, holds=False, message=said)
 
 
-def frequencies(counts: ArrayLike, law: ArrayLike, *, slack: float = 0.0, floor: float = 0.0) -> Tested:
+def frequencies(counts: ArrayLike, law: ArrayLike, *, slack: float = 0.0, floor: float = 0.0) -> Round:
     """Exact test that rows of counts are draws from given laws: a binomial test a cell, with Bonferroni's bound.
 
     Args:
@@ -99,7 +99,7 @@ def frequencies(counts: ArrayLike, law: ArrayLike, *, slack: float = 0.0, floor:
         f"{total[row, column] * p[row, column]:.1f} expected"
     )
     effect = f"a frequency that is off by {detectable(n, LEVEL / tails.size / 2):.3g} (n = {n} a latent)"
-    return Tested(min(1.0, 2 * tails.size * float(tails[row, column])), found, effect)
+    return Round(min(1.0, 2 * tails.size * float(tails[row, column])), found, effect)
 
 
 def detectable(n: int, tail: float, p: float = 0.5, power: float = POWER) -> float:

@@ -17,7 +17,7 @@ from vqverify.invariant import invariant
 from vqverify.invariants.lookup import forward_bound
 from vqverify.invariants.measure import Array, View, array, norms, roundoff, trait, views
 from vqverify.quantizer import Quantized, Quantizer
-from vqverify.statistics import Tested, frequencies, fresh_seed, rejects_null
+from vqverify.statistics import Round, frequencies, fresh_seed, rejects_null
 
 LATENTS, DRAWS = 4, 4000  # of the statistical design: latents, and independent draws at each
 TEMPERATURES = ("temperature", "temp", "tau", "sample_codebook_temp")
@@ -115,7 +115,7 @@ def distribution(subject: Quantizer, case: Case) -> Iterator[Clause]:
         return
     slack = law.slack + design.rounding(law)
 
-    def test(seed: int) -> Tested:
+    def test(seed: int) -> Round:
         return frequencies(design.counts(seed), law.probabilities, slack=slack, floor=FLOOR)
 
     yield rejects_null(test, case.seed, "law", f"codes do not follow {law.name} independently for every latent")
@@ -236,7 +236,9 @@ def _laws(subject: Quantizer, design: Design, counts: Array) -> Iterator[Law]:
             "cosine": [("softmax(cos/T)", cosines)],
             "dot": [("softmax(⟨z, e⟩/T)", products)],
         }
-        bases += [(name, logits, claimed, 0.0) for name, logits in metrics.get(str(trait(subject, "metric")), [])]
+        known = metrics.get(str(trait(subject, "metric")))
+        every = [base for bases_ in metrics.values() for base in bases_ if _coarsely(_fitted(*base, counts), counts)]
+        bases += [(name, logits, claimed, 0.0) for name, logits in (every if known is None else known)]
     if design.softmax is not None:
         # the relaxation's temperature does not change the law of the codes; a temperature of the draw stands in both
         logits, error = design.softmax
@@ -245,6 +247,12 @@ def _laws(subject: Quantizer, design: Design, counts: Array) -> Iterator[Law]:
         for law in [Law(name, logits, scale) for scale in scales] if claim is not None else [_fitted(name, logits, counts)]:
             # what an error of the logits does to a probability: twice, for its own and for the others'
             yield replace(law, slack=law.slack + float(np.expm1(min(12 * law.scale * error, 1.0))))
+
+
+def _coarsely(law: Law, counts: Array) -> bool:
+    """Whether a law with its best scale is near the frequencies: the metric of a layer that always draws is told so."""
+    shares = counts / counts.sum(1, keepdims=True)
+    return bool((np.abs(shares - law.probabilities).sum(1) / 2 < 0.2).all())
 
 
 def _fitted(name: str, logits: Array, counts: Array) -> Law:

@@ -34,6 +34,7 @@ class Side:
     reach: Array
     squares: float
     slack: float
+    noise: Array | float = 0.0  # rounding of `got` that does not come from z − q: of other terms, subtracted
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Measured:
     plain: bool  # the latents that are compared with codes are z itself
     sides: tuple[Side, ...]
     pulled: tuple[Pulled, ...]
+    noise: float = 0.0  # rounding of `loss`, likewise
 
 
 def gradient_at(out: Quantized, tensor: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def weighed(subject: Quantizer, found: Measured, law: Law) -> list[Clause]:
     clauses: list[Clause] = []
     for side in found.sides:
         want = scale * law.a * side.away
-        allowed = 8 * u * scale * abs(law.a) * side.reach + law.loose_a * norms(want) + tiny(subject)
+        allowed = 8 * u * scale * abs(law.a) * side.reach + law.loose_a * norms(want) + side.noise + tiny(subject)
         said = f"|∂loss/∂z − 2·{law.a:.4g}·F(z − q)|{_instead(side.got, scale * side.away)}"
         clauses.append(within(norms(side.got - want), allowed, "commitment weight", said))
     best = [min(clauses, key=lambda clause: clause.margin or 0.0)]
@@ -236,7 +238,7 @@ def value(subject: Quantizer, found: Measured, law: Law) -> Clause:
         allowed = size * (depth * u * side.squares + cross + side.slack + max(law.loose_a, law.loose_b) * side.squares)
         want = weight * law.factor * side.squares
         said = f"|loss − {weight:.4g}·F Σ|z − q|²|, loss {found.loss:.4g}"
-        clauses.append(within(found.loss - want, allowed + tiny(subject) * depth, "value", said))
+        clauses.append(within(found.loss - want, allowed + found.noise + tiny(subject) * depth, "value", said))
     return min(clauses, key=lambda clause: clause.margin or 0.0)
 
 
@@ -266,9 +268,11 @@ def isolated(subject: Quantizer, case: Case) -> tuple[Measured, Law] | None:
     more = measure(twin, replace(case, history=()))
     if more is None or len(more.sides) != len(once.sides) or case.history:
         return None
+    u, depth = roundoff(subject), once.n * once.dim + 8
     sides = tuple(
-        replace(b, got=b.got - a.got, reach=4 * b.reach + norms(a.got) + norms(b.got))
+        replace(b, got=b.got - a.got, reach=4 * b.reach, noise=u * depth * (norms(a.got) + norms(b.got)))
         for a, b in zip(once.sides, more.sides, strict=True)
     )
-    found = replace(more, loss=more.loss - once.loss, sides=sides, pulled=())
+    noise = u * depth * (abs(once.loss) + abs(more.loss))
+    found = replace(more, loss=more.loss - once.loss, sides=sides, pulled=(), noise=noise)
     return found, Law(weight, 0.0, 1.0)
