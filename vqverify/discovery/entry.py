@@ -65,12 +65,11 @@ def find_calls(
     for dim in dims:
         for layout in LAYOUTS:
             even = even_grid(layout, dim)
-            if read(trial, even, dtype) is not None:
+            if read(trial, even, dtype) is not None and read(trial, grid(layout, dim, avoid), dtype) is None:
                 sizes = ", ".join(f"{letter}={size}" for letter, size in even.size.items())
                 name = type(trial.module).__name__
-                raise undiscovered(
-                    f"{name} takes {layout} with {sizes} but not any number of latents ({raised})", dim
-                )
+                reason = f"{name} takes {layout} with {sizes} but not any number of latents ({trial.error})"
+                raise undiscovered(reason, dim)
     trial.method = "__call__"
     return [], {"call": f"every call raised, the last one {raised}"}
 
