@@ -7,8 +7,8 @@ reference pass plays the oracle; bounds are made of it, never of the pass under 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +17,22 @@ from torch import Tensor
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
-from vqverify.invariants.measure import SAFE, Array, View, array, norms, rotation_law_bound, roundoff, tiny, trait, views
+from vqverify.invariants.measure import (
+    SAFE,
+    Array,
+    View,
+    array,
+    norms,
+    rotation_law_bound,
+    roundoff,
+    tiny,
+    trait,
+    views,
+)
 from vqverify.quantizer import Node, Quantized, Quantizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 STEPS = 16  # roundings of a pass that are not sums over D: estimator, projections, one-hot products
 CLAMP = 2e-8  # two distances that a layer clamped before it compared them
@@ -31,11 +45,19 @@ def same(a: Tensor, b: Tensor) -> bool:
     """Bitwise equality of shape, dtype and values; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all() if a.is_floating_point() else False)
+    return torch.equal(a, b) or bool(
+        ((a == b) | (a.isnan() & b.isnan())).all() if a.is_floating_point() else False
+    )
 
 
 def agree(
-    subject: Quantizer, case: Case, want: Quantized, got: Quantized, *, train: bool, rows: Tensor | None = None
+    subject: Quantizer,
+    case: Case,
+    want: Quantized,
+    got: Quantized,
+    *,
+    train: bool,
+    rows: Tensor | None = None,
 ) -> Iterator[Clause]:
     """Whether a pass gives the codes, values and loss of a reference pass, up to rounding and ties.
 
@@ -65,8 +87,10 @@ def agree(
         seen = list(views(again))
         bound = bound + value_bound(subject, books(subject))
         if _comparable(subject, want, seen):
-            drifts = np.cumsum([np.zeros(len(want.z.tensor)), *(_estimator(subject, view) for view in seen)], axis=0)
-            yield from _regrets(subject, want, got, seen, drifts[:, index], index)
+            drifts = np.cumsum(
+                [np.zeros(len(want.z.tensor)), *(_estimator(subject, view) for view in seen)], axis=0
+            )
+            yield from _regrets(subject, want=want, got=got, seen=seen, drifts=drifts[:, index], index=index)
             drift = drifts[-1][index]
         else:
             loose = ~_stable(subject, case, want)[index]
@@ -129,7 +153,13 @@ def _comparable(subject: Quantizer, want: Quantized, seen: list[View]) -> bool:
 
 
 def _regrets(
-    subject: Quantizer, want: Quantized, got: Quantized, seen: list[View], drifts: Array, index: NDArray[np.int64]
+    subject: Quantizer,
+    *,
+    want: Quantized,
+    got: Quantized,
+    seen: list[View],
+    drifts: Array,
+    index: NDArray[np.int64],
 ) -> Iterator[Clause]:
     """At the first level where codes differ, both were equally near up to rounding.
 
@@ -191,7 +221,11 @@ def _stable(subject: Quantizer, case: Case, want: Quantized) -> Flags:
 
 def _losses(subject: Quantizer, want: Quantized, got: Quantized, drift: float) -> Iterator[Clause]:
     """Whether two passes over the same latents have the same loss, up to the order of summation."""
-    if want.loss is None or got.loss is None or [x.shape for x in want.losses] != [x.shape for x in got.losses]:
+    if (
+        want.loss is None
+        or got.loss is None
+        or [x.shape for x in want.losses] != [x.shape for x in got.losses]
+    ):
         return
     a, b = float(want.loss.detach().double()), float(got.loss.detach().double())
     if np.isfinite(a):  # rows of loss judge the value itself
@@ -209,10 +243,14 @@ def learnt(subject: Quantizer) -> tuple[Tensor, ...]:
     return tuple(moved)
 
 
-def learnt_agree(subject: Quantizer, want: tuple[Tensor, ...], got: tuple[Tensor, ...], n: int, size: float) -> Iterator[Clause]:
-    """Whether two steps over the same latents (n, of that size) led to the same state, up to the order of summation."""
+def learnt_agree(
+    subject: Quantizer, want: tuple[Tensor, ...], got: tuple[Tensor, ...], n: int, size: float
+) -> Iterator[Clause]:
+    """Whether two steps over the same n latents of that size led to the same state, up to rounding."""
     for a, b in zip(want, got, strict=True):
         if bool(a.isfinite().all()):
             scale = float(a.double().abs().max()) + n * size if a.numel() else 0.0
             bound = STEPS * (n + subject.domain.dim) * roundoff(subject) * scale
-            yield within((a.double() - b.double()).abs(), bound, "state", "codebook or accumulators after the step")
+            yield within(
+                (a.double() - b.double()).abs(), bound, "state", "codebook or accumulators after the step"
+            )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vqverify.bounds import Clause, holds
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import trait
 from vqverify.layer import guarded
-from vqverify.quantizer import Quantized, Quantizer
 from vqverify.randomness import forked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqverify.quantizer import Quantized, Quantizer
 
 MODES = ("train", "eval")
 CORNERS = ("single", "on-code", "zero", "unit", "far")
@@ -34,12 +38,22 @@ def runs_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.runs", kind="contract", source=SOURCE, state="both", parts=runs_parts, corners=CORNERS,
-    follows=("interface.graph_free",), mutants=("name_bound_in_train_only", "needs_gradient", "moments_start_nan"),
-    hint="a name that is bound on one branch only, memory left uninitialised, autograd asked of tensors that need none.",
+    "interface.runs",
+    kind="contract",
+    mode="table",
+    source=SOURCE,
+    parts=runs_parts,
+    corners=(*CORNERS, "generic", "tie", "duplicates", "off-centre", "antiparallel"),
+    follows=("interface.graph_free",),
+    mutants=("name_bound_in_train_only", "needs_gradient", "moments_start_nan"),
+    hint="a name that is bound on one branch only, memory left uninitialised, autograd asked of tensors that "
+    "need none.",
 )
 def runs(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Forward in train and eval, with and without gradients, backward and a third step complete; outputs and state are finite."""
+    """Forward, backward and a third step complete, and outputs and state are finite.
+
+    In train and eval, with and without gradients, with latents that need none, for every accepted layout.
+    """
     if not _moderate(subject, case):
         return
     yield from finite_state(subject, "before the pass")
@@ -79,8 +93,8 @@ def _calls(subject: Quantizer, case: Case, *, train: bool, seed: int) -> Iterato
     yield out
 
 
-def backward(out: Quantized, g: torch.Tensor) -> None:
-    """What a training step does after the pass: a task loss with gradient g at z_q, and the layer's own loss."""
+def backward(out: Quantized, g: Tensor) -> None:
+    """What a training step does after the pass: a task loss with gradient g at z_q, and the own loss."""
     total = (out.z_q.rows * g.to(out.z_q.rows)).sum()
     if out.loss is not None:
         total = total + out.loss
@@ -89,7 +103,7 @@ def backward(out: Quantized, g: torch.Tensor) -> None:
             total.backward()
 
 
-def received(out: Quantized, g: torch.Tensor) -> torch.Tensor:
+def received(out: Quantized, g: Tensor) -> Tensor:
     """Gradient that the latents get from a task gradient g at z_q and the layer's own loss."""
     total = (out.z_q.rows * g.to(out.z_q.rows)).sum()
     if out.loss is not None:
@@ -97,8 +111,9 @@ def received(out: Quantized, g: torch.Tensor) -> torch.Tensor:
     if not total.requires_grad:
         return torch.zeros_like(out.z.tensor)
     with guarded("backward"):
-        (found,) = torch.autograd.grad(total, out.z.tensor, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(out.z.tensor) if found is None else found
+        found = torch.autograd.grad(total, out.z.tensor, retain_graph=True, allow_unused=True)
+    (gradient,) = cast("tuple[Tensor | None]", found)
+    return torch.zeros_like(out.z.tensor) if gradient is None else gradient
 
 
 def finite_outputs(out: Quantized) -> Iterator[Clause]:
@@ -111,21 +126,34 @@ def finite_outputs(out: Quantized) -> Iterator[Clause]:
 def finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
     """So does everything in the state_dict."""
     for name, tensor in subject.module.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
             yield holds(tensor.isfinite().all(), "finite state", f"{name} holds NaN or infinity {when}")
 
 
 @invariant(
-    "interface.shapes", kind="contract", source=SOURCE, state="both", parts=modes, corners=("single", "on-code", "unit"),
+    "interface.shapes",
+    kind="contract",
+    source=SOURCE,
+    state="both",
+    parts=modes,
+    corners=("single", "on-code", "unit"),
     mutants=("codes_off_by_one", "returns_double"),
-    hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is returned.",
+    hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is "
+    "returned.",
 )
 def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """z_q has z's shape, dtype and device; codes lie in [0, K), −1 for dropped, one a latent and level; the loss is a scalar."""
+    """z_q has z's shape, dtype and device, and the loss is a scalar.
+
+    Codes lie in [0, K), −1 for dropped, one a latent and level.
+    """
     z = case.z
     out = subject.forward(z, train=case.part == "train", seed=case.seed)
     value = out.z_q.tensor
-    yield holds(out.z_q.rows.shape == z.shape, "shape", f"z_q reads as {tuple(out.z_q.rows.shape)} for latents {tuple(z.shape)}")
+    yield holds(
+        out.z_q.rows.shape == z.shape,
+        "shape",
+        f"z_q reads as {tuple(out.z_q.rows.shape)} for latents {tuple(z.shape)}",
+    )
     yield holds(value.dtype == z.dtype, "dtype", f"z_q is {value.dtype} for latents of {z.dtype}")
     yield holds(value.device == z.device, "device", f"z_q is on {value.device} for latents on {z.device}")
     if out.codes is not None:
@@ -137,25 +165,53 @@ def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
             codes = out.codes[:, level]
             if size is not None and codes.numel():
                 low, high = int(codes.min()), int(codes.max())
-                yield holds(low >= -1 and high < size, "range", f"codes {low}..{high} of level {level} for {size} codes")
+                yield holds(
+                    low >= -1 and high < size,
+                    "range",
+                    f"codes {low}..{high} of level {level} for {size} codes",
+                )
     levels = 1 if out.codes is None else out.codes.shape[1]
     for loss in out.losses:
-        yield holds(loss.numel() in {1, levels}, "loss", f"a loss of shape {tuple(loss.shape)} is no scalar, nor one a level")
+        yield holds(
+            loss.numel() in {1, levels},
+            "loss",
+            f"a loss of shape {tuple(loss.shape)} is no scalar, nor one a level",
+        )
 
 
 @invariant(
-    "interface.generators", kind="contract", mode="table", source="torch notes on reproducibility", state="fresh", parts=modes,
-    corners=("single", "generic", "far"), mutants=("reseeds_in_forward", "reseeds_numpy"),
-    hint="draw from the global stream or from an own torch.Generator; never call manual_seed, np.random.seed or random.seed.",
+    "interface.generators",
+    kind="contract",
+    mode="table",
+    source="torch notes on reproducibility",
+    state="fresh",
+    parts=modes,
+    corners=("single", "generic", "far"),
+    mutants=("reseeds_in_forward", "reseeds_numpy"),
+    hint="draw from the global stream or from an own torch.Generator; never call manual_seed, np.random.seed "
+    "or random.seed.",
 )
 def generators(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A pass never reseeds the global generators: two seeds leave different streams, and one seed the same stream twice."""
+    """A pass never reseeds the global generators.
+
+    Two seeds leave different streams behind, and one seed leaves the same stream twice.
+    """
     train = case.part == "train"
-    after = [_streams(subject, case, seed, train=train) for seed in (case.seed + 1, case.seed + 2, case.seed + 1)]
+    after = [
+        _streams(subject, case, seed, train=train) for seed in (case.seed + 1, case.seed + 2, case.seed + 1)
+    ]
     for name in after[0]:
         first, other, again = (streams[name] for streams in after)
-        yield holds(first != other, "reseeded", f"{name}: after the pass the stream is the same for two different seeds")
-        yield holds(first == again, "unseeded", f"{name}: the same seed leaves different streams: it was reseeded from outside")
+        yield holds(
+            first != other,
+            "reseeded",
+            f"{name}: after the pass the stream is the same for two different seeds",
+        )
+        yield holds(
+            first == again,
+            "unseeded",
+            f"{name}: the same seed leaves different streams: it was reseeded from outside",
+        )
 
 
 def _streams(subject: Quantizer, case: Case, seed: int, *, train: bool) -> dict[str, int]:
@@ -163,7 +219,7 @@ def _streams(subject: Quantizer, case: Case, seed: int, *, train: bool) -> dict[
     prepare(subject, case)
     with forked(seed):
         subject.raw(case.z, train=train)
-        _, keys, position, *_ = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002  (strangers draw from it)
+        _, keys, position, *_ = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002  (the global stream)
         return {
             "torch": hash(torch.default_generator.get_state().numpy().tobytes()),
             "numpy": hash((keys.tobytes(), position)),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,11 @@ from vqverify.invariants.interface import SOURCE, backward, finite_state, receiv
 from vqverify.invariants.interface_batching import still, train_repeats
 from vqverify.invariants.measure import SAFE, array, norms, rotation_law_bound, roundoff, trait
 from vqverify.plan import sizes
-from vqverify.quantizer import Quantized, Quantizer, Via
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vqverify.quantizer import Quantized, Quantizer, Via
 
 HUGE = 1e4
 SLIPS = (NameError, AttributeError, ZeroDivisionError)  # what nobody raises on purpose
@@ -44,7 +47,9 @@ def mask_layout(subject: Quantizer) -> str | None:
     z = torch.zeros(max(2, subject.domain.min_n), subject.domain.dim, dtype=subject.domain.dtype)
     for layout in subject.domain.layouts:
         try:
-            subject.forward(z, seed=0, grad=False, layout=layout, via=masked(torch.ones(len(z), dtype=torch.bool), layout))
+            subject.forward(
+                z, seed=0, grad=False, layout=layout, via=masked(torch.ones(len(z), dtype=torch.bool), layout)
+            )
         except Violation:
             continue
         return layout
@@ -67,13 +72,23 @@ def mask_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.mask", kind="contract", mode="table", source="theory: masked latents are not there", parts=mask_parts,
-    hardening=("nan*",), corners=("generic", "on-code", "unit"), state="both",
+    "interface.mask",
+    kind="contract",
+    mode="table",
+    source="theory: masked latents are not there",
+    parts=mask_parts,
+    hardening=("nan*",),
+    corners=("generic", "on-code", "unit"),
+    state="both",
     mutants=("mask_ignored_in_loss", "padding_counted"),
-    hint="leave masked latents out of loss, counts, sums, start and replacement; select with where, do not multiply by 0.",
+    hint="leave masked latents out of loss, counts, sums, start and replacement; select with where, do not "
+    "multiply by 0.",
 )
 def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Masked latents are as if they were not there: codes, values, loss, gradients and state are those of the kept ones alone."""
+    """Masked latents are as if they were not there, and a mask of ones is no mask.
+
+    Codes, values, loss, gradients and state are those of the kept latents alone, whatever the padding holds.
+    """
     kind, _, mode = (case.part or "").partition("/")
     train, layout = mode != "eval", mask_layout(subject)
     assert layout is not None
@@ -98,15 +113,25 @@ def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
     got = subject.forward(padded, train=train, seed=case.seed, layout=layout, via=masked(keep, layout))
     yield from finite_state(subject, "after a masked pass")
     reach = max((float(book.abs().max()) for book in subject.codebooks()), default=0.0)
-    yield holds(not reach > 100 * max(1.0, largest), "padding in codebook", f"a code of size {reach:.3g} came out of the padding")
+    yield holds(
+        not reach > 100 * max(1.0, largest),
+        "padding in codebook",
+        f"a code of size {reach:.3g} came out of the padding",
+    )
     if kind == "padding":
         return
     part = select(got, rows)
     cotangents = torch.zeros_like(z).index_copy_(0, rows, case.g[rows])
-    if train and still(subject) and (want.codes is None or part.codes is None or torch.equal(want.codes, part.codes)):
+    if (
+        train
+        and still(subject)
+        and (want.codes is None or part.codes is None or torch.equal(want.codes, part.codes))
+    ):
         yield from learnt_agree(subject, moved, learnt(subject), n, float(z[rows].abs().max()))
         if kind == "part":
-            yield from _gradients(subject, case, sent, received(got, cotangents), rows, want)
+            yield from _gradients(
+                subject, case, want=sent, got=received(got, cotangents), rows=rows, out=want
+            )
     yield from agree(subject, _kept(case, rows), want, part, train=train)
 
 
@@ -115,7 +140,7 @@ def _kept(case: Case, rows: Tensor) -> Case:
 
 
 def _gradients(
-    subject: Quantizer, case: Case, want: Tensor, got: Tensor, rows: Tensor, out: Quantized
+    subject: Quantizer, case: Case, *, want: Tensor, got: Tensor, rows: Tensor, out: Quantized
 ) -> Iterator[Clause]:
     """Kept latents receive what they receive alone, masked ones nothing."""
     dropped = torch.ones(len(got), dtype=torch.bool)
@@ -123,7 +148,9 @@ def _gradients(
     yield holds(not got[dropped].any(), "gradient of padding", "a masked latent receives a gradient")
     z, q = array(out.z.rows), array(out.z_q.rows)
     u = roundoff(subject)
-    relative = rotation_law_bound(z, q, u) if trait(subject, "estimator") != "straight-through" else 0 * norms(z)
+    relative = (
+        rotation_law_bound(z, q, u) if trait(subject, "estimator") != "straight-through" else 0 * norms(z)
+    )
     size = norms(array(want)) + norms(array(case.g[rows])) * (1 + norms(q) / (norms(z) + 1e-30))
     keep = relative < SAFE
     error = norms(array(want) - array(got[rows]))
@@ -136,18 +163,30 @@ def flags(subject: Quantizer) -> tuple[str, ...]:
     built = parameters(type(subject.module))
     called = parameters(method(subject))
     return (
-        *(name for name, value in built.items() if isinstance(subject.spec.kwargs.get(name, value.default), bool)),
+        *(
+            name
+            for name, value in built.items()
+            if isinstance(subject.spec.kwargs.get(name, value.default), bool)
+        ),
         *(f"forward {name}" for name, value in called.items() if value.default is not value.empty),
     )
 
 
 @invariant(
-    "interface.arguments", kind="contract", mode="process", source=SOURCE, parts=flags,
+    "interface.arguments",
+    kind="contract",
+    mode="process",
+    source=SOURCE,
+    parts=flags,
     mutants=("flag_unbound",),
-    hint="an option that is not supported, or not together with another, is refused in the constructor, with a message.",
+    hint="an option that is not supported, or not together with another, is refused in the constructor, with "
+    "a message.",
 )
 def arguments(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Each boolean flag alone works or is refused with a message; an optional argument at its default changes nothing."""
+    """Each boolean flag alone works or is refused with a message.
+
+    An optional argument of a pass, given at its default, changes nothing.
+    """
     name = case.part or ""
     if name.startswith("forward "):
         yield from _of_forward(subject, case, name.removeprefix("forward "))
@@ -175,11 +214,15 @@ def _refused(error: Exception, what: str) -> Clause:
 def _of_forward(subject: Quantizer, case: Case, name: str) -> Iterator[Clause]:
     default = parameters(method(subject))[name].default
     want = subject.forward(case.z, train=False, seed=case.seed, grad=False)
-    got = subject.forward(case.z, train=False, seed=case.seed, grad=False, via=lambda f, x: f(x, **{name: default}))
+    got = subject.forward(
+        case.z, train=False, seed=case.seed, grad=False, via=lambda f, x: f(x, **{name: default})
+    )
     yield from agree(subject, case, want, got, train=False)
     if isinstance(default, bool):
         for train in (True, False):
             try:
-                subject.forward(case.z, train=train, seed=case.seed, via=lambda f, x: f(x, **{name: not default}))
+                subject.forward(
+                    case.z, train=train, seed=case.seed, via=lambda f, x: f(x, **{name: not default})
+                )
             except Violation as violation:
                 yield _refused(violation, f"{name}={not default} of a pass")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from vqverify.invariants.agreement import agree, learnt, select
 from vqverify.invariants.interface import SOURCE, backward, finite_outputs, finite_state
 from vqverify.invariants.interface_batching import repeating_modes, train_repeats
 from vqverify.invariants.measure import trait
-from vqverify.quantizer import Quantizer
 from vqverify.randomness import forked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vqverify.quantizer import Quantizer
 
 
 def few_parts(subject: Quantizer) -> tuple[str, ...]:
@@ -26,8 +30,15 @@ def few_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.empty_and_single", kind="contract", mode="table", source=SOURCE, parts=few_parts, hardening=("empty*",),
-    corners=("single", "zero", "generic"), state="both", mutants=("squeezes_single", "mean_over_nothing"),
+    "interface.empty_and_single",
+    kind="contract",
+    mode="table",
+    source=SOURCE,
+    parts=few_parts,
+    hardening=("empty*",),
+    corners=("single", "zero", "generic"),
+    state="both",
+    mutants=("squeezes_single", "mean_over_nothing"),
     hint="squeeze() drops more than one axis, a variance of one number is NaN, a mean over nothing too.",
 )
 def empty_and_single(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -49,12 +60,18 @@ def broken_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.nonfinite_contained", kind="hardening", mode="table", source="theory T19: a sum never forgets a NaN",
-    parts=broken_parts, corners=("generic", "on-code"), mutants=("absorbs_nan",),
-    hint="drop latents that are not finite from the sums and counts of the update, or refuse them with an error.",
+    "interface.nonfinite_contained",
+    kind="hardening",
+    mode="table",
+    source="theory T19: a sum never forgets a NaN",
+    parts=broken_parts,
+    corners=("generic", "on-code"),
+    mutants=("absorbs_nan",),
+    hint="drop latents that are not finite from the sums and counts of the update, or refuse them with an "
+    "error.",
 )
 def nonfinite_contained(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A NaN or infinite latent changes no other latent's result and poisons no code; or the layer refuses it."""
+    """A NaN or infinite latent changes no other result and poisons no code; or the layer refuses it."""
     name, _, mode = (case.part or "").partition("/")
     train = mode == "train"
     if len(case.z) < 2:
@@ -69,7 +86,9 @@ def nonfinite_contained(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(condition=True, label="refused", message="")
         return
     clean = all(bool(tensor.isfinite().all()) for tensor in learnt(subject))
-    yield holds(clean, "poisoned", f"after a latent with {name} the codebook or its accumulators are not finite")
+    yield holds(
+        clean, "poisoned", f"after a latent with {name} the codebook or its accumulators are not finite"
+    )
     rows = torch.arange(1, len(bad))
     yield from agree(subject, case, want, select(got, rows), train=train, rows=rows)
 
@@ -80,9 +99,15 @@ def bad_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.rejects_bad_input", kind="hardening", mode="table", source=SOURCE, parts=bad_parts, corners=("generic",),
+    "interface.rejects_bad_input",
+    kind="hardening",
+    mode="table",
+    source=SOURCE,
+    parts=bad_parts,
+    corners=("generic",),
     mutants=("broadcasts_silently", "wraps_codes"),
-    hint="view(-1, D) takes any width that divides, broadcasting takes width 1, and a negative index wraps around.",
+    hint="view(-1, D) takes any width that divides, broadcasting takes width 1, and a negative index "
+    "wraps around.",
 )
 def rejects_bad_input(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Latents of a wrong width, integers that would be truncated, and codes out of range raise an error."""
@@ -90,15 +115,21 @@ def rejects_bad_input(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if case.part == "dim":
         for width in sorted({1, d + 1, 2 * d} - {d}):
             wide = z.repeat(1, 2 + width // d)[:, :width]
-            yield holds(not _accepts(subject, wide), "dim", f"latents of width {width} pass in silence, D is {d}")
+            yield holds(
+                not _accepts(subject, wide), "dim", f"latents of width {width} pass in silence, D is {d}"
+            )
     elif case.part == "integer":
         yield from _integers(subject, case)
     elif len(case.z) and (size := _size(subject)):
         method = (case.part or "").removeprefix("codes of ")
         like = subject.forward(z[:1].repeat(subject.domain.min_n, 1), seed=case.seed, grad=False).codes
         for wrong in (size, -2):
-            taken = like is not None and _returns(lambda w=wrong: subject.decode(torch.full_like(like, w), method))
-            yield holds(not taken, "codes", f"{method} takes the code {wrong} in silence, codes are 0..{size - 1}")
+            taken = like is not None and _returns(
+                lambda w=wrong: subject.decode(torch.full_like(like, w), method)
+            )
+            yield holds(
+                not taken, "codes", f"{method} takes the code {wrong} in silence, codes are 0..{size - 1}"
+            )
 
 
 def _size(subject: Quantizer) -> int | None:
@@ -130,6 +161,8 @@ def _integers(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(condition=True, label="refused", message="")
         return
     floats = got.z_q.tensor.is_floating_point()
-    yield holds(floats, "integer", f"z_q of integer latents is {got.z_q.tensor.dtype}: its codes are truncated")
+    yield holds(
+        floats, "integer", f"z_q of integer latents is {got.z_q.tensor.dtype}: its codes are truncated"
+    )
     if floats:
         yield from agree(subject, case, want, got, train=False)

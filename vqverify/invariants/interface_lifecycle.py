@@ -5,36 +5,49 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
-from collections.abc import Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vqverify.bounds import Clause, Violation, holds, within
-from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, same
-from vqverify.invariants.interface import SOURCE, backward, received
+from vqverify.invariants.interface import backward
 from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.measure import array, norms, roundoff, trait
 from vqverify.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqverify.case import Case
 
 CORNERS = ("generic", "on-code")
 STATELESS = (nn.Identity, *(kind for kind in vars(nn.modules.activation).values() if isinstance(kind, type)))
 
 
 @invariant(
-    "interface.instances_independent", kind="contract", mode="table", source="Python: a default is evaluated once",
-    corners=("generic",), mutants=("mutable_default", "state_on_class"),
-    hint="a default argument or a class attribute that is a tensor, module, list or dict is shared by every instance.",
+    "interface.instances_independent",
+    kind="contract",
+    mode="table",
+    source="Python: a default is evaluated once",
+    corners=("generic",),
+    mutants=("mutable_default", "state_on_class"),
+    hint="a default argument or a class attribute that is a tensor, module, list or dict is shared by "
+    "every instance.",
 )
 def instances_independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Two instances share no module, parameter or buffer, and training one changes no result of the other."""
     one, two = subject.build(), subject.build()
-    given = {id(part) for value in subject.spec.kwargs.values() if isinstance(value, nn.Module) for part in _parts(value)}
+    given = {
+        id(part)
+        for value in subject.spec.kwargs.values()
+        if isinstance(value, nn.Module)
+        for part in _parts(value)
+    }
     common = {id(part): name for name, part in _named(one.module)}
     shared = [name for name, part in _named(two.module) if id(part) in common and id(part) not in given]
     yield holds(not shared, "shared", f"two instances share {', '.join(shared[:4])}")
@@ -44,11 +57,15 @@ def instances_independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     after = two.forward(case.z, train=False, seed=case.seed, grad=False)
     names = changed(state, two.state())
     yield holds(not names, "state", f"training one instance changed {', '.join(names[:4])} of another")
-    yield holds(same(before.z_q.tensor, after.z_q.tensor), "value", "training one instance changed z_q of another")
+    yield holds(
+        same(before.z_q.tensor, after.z_q.tensor), "value", "training one instance changed z_q of another"
+    )
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, object]]:
-    children = ((name, child) for name, child in module.named_modules() if name and not isinstance(child, STATELESS))
+    children = (
+        (name, child) for name, child in module.named_modules() if name and not isinstance(child, STATELESS)
+    )
     return chain(children, module.named_parameters(), module.named_buffers())
 
 
@@ -57,10 +74,16 @@ def _parts(module: nn.Module) -> Iterator[object]:
 
 
 @invariant(
-    "interface.caches_coherent", kind="contract", mode="table", source="theory T27: permuting the codes permutes the indices",
-    needs=("codebook", "settable", "codes"), parts=lambda _: ("write", "load", "cast"), corners=CORNERS,
+    "interface.caches_coherent",
+    kind="contract",
+    mode="table",
+    source="theory T27: permuting the codes permutes the indices",
+    needs=("codebook", "settable", "codes"),
+    parts=lambda _: ("write", "load", "cast"),
+    corners=CORNERS,
     mutants=("caches_norms",),
-    hint="norms or a normalised copy of the codebook that are kept from call to call: drop them when the codebook changes.",
+    hint="norms or a normalised copy of the codebook that are kept from call to call: drop them when the "
+    "codebook changes.",
 )
 def caches_coherent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """After a pass, a codebook that was written, loaded or cast is the one that lookup and decode use."""
@@ -92,7 +115,12 @@ def caches_coherent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for method, first, second in zip(subject.decoders, decoded, again, strict=True):
         size = norms(array(first)).max(initial=0.0)
         bound = STEPS * (2 * first.shape[-1] + 8) * roundoff(subject) * size
-        yield within(norms(array(first) - array(second)), bound, "decode", f"{method} after the codebook was renumbered")
+        yield within(
+            norms(array(first) - array(second)),
+            bound,
+            "decode",
+            f"{method} after the codebook was renumbered",
+        )
     yield from agree(subject, case, want, _renumbered(got, back), train=False)
 
 
@@ -129,15 +157,27 @@ def copy_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.copies", kind="contract", mode="table", source="Python: copy and pickle", state="both", parts=copy_parts,
-    hardening=("pickle",), corners=CORNERS, mutants=("closure_over_self", "keeps_loss"),
-    hint="tensors with a graph cannot be copied, lambdas cannot be pickled, and a closure keeps pointing to the original.",
+    "interface.copies",
+    kind="contract",
+    mode="table",
+    source="Python: copy and pickle",
+    state="both",
+    parts=copy_parts,
+    hardening=("pickle",),
+    corners=CORNERS,
+    mutants=("closure_over_self", "keeps_loss"),
+    hint="tensors with a graph cannot be copied, lambdas cannot be pickled, and a closure keeps pointing "
+    "to the original.",
 )
 def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """deepcopy and pickle, before and after a training step, give a layer that is equal and independent."""
+    """Copies by deepcopy and pickle, before and after a training step, are equal and independent."""
     for step in range(2):
         with guarded(case.part or "deepcopy"):
-            module = copy.deepcopy(subject.module) if case.part == "deepcopy" else pickle.loads(pickle.dumps(subject.module))  # noqa: S301
+            module = (
+                copy.deepcopy(subject.module)
+                if case.part == "deepcopy"
+                else pickle.loads(pickle.dumps(subject.module))  # noqa: S301  (its own bytes)
+            )
         twin, when = subject.over(module), "after a training step" if step else "as built"
         differ = changed(subject.state(), twin.state())
         yield holds(not differ, "state", f"the copy {when} differs in {', '.join(differ[:4])}")
@@ -146,14 +186,20 @@ def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
         before = subject.state()
         backward(twin.forward(case.z, train=True, seed=case.seed), case.g)
         leaked = changed(before, subject.state())
-        yield holds(not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original")
+        yield holds(
+            not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original"
+        )
         before, value = twin.state(), twin.forward(case.z, train=False, seed=case.seed, grad=False)
         for round_ in range(3):
             backward(subject.forward(case.z, train=True, seed=case.seed + round_), case.g)
         leaked = changed(before, twin.state())
-        yield holds(not leaked, "shared", f"training the original changed {', '.join(leaked[:4])} of the copy")
+        yield holds(
+            not leaked, "shared", f"training the original changed {', '.join(leaked[:4])} of the copy"
+        )
         after = twin.forward(case.z, train=False, seed=case.seed, grad=False)
-        yield holds(_close(subject, value, after), "shared value", "training the original changed z_q of the copy")
+        yield holds(
+            _close(subject, value, after), "shared value", "training the original changed z_q of the copy"
+        )
 
 
 def _close(subject: Quantizer, a: Quantized, b: Quantized) -> bool:
@@ -164,13 +210,19 @@ def _close(subject: Quantizer, a: Quantized, b: Quantized) -> bool:
 
 
 @invariant(
-    "interface.state_round_trip", kind="contract", mode="table", source="torch: saving and loading a state_dict", state="both",
-    parts=lambda _: ("result", "training on"), corners=CORNERS,
+    "interface.state_round_trip",
+    kind="contract",
+    mode="table",
+    source="torch: saving and loading a state_dict",
+    state="both",
+    parts=lambda _: ("result", "training on"),
+    corners=CORNERS,
     mutants=("projection_not_saved", "init_flag_lost"),
-    hint="whatever a result depends on belongs in a buffer: flags, moments, step counts, frozen random projections.",
+    hint="whatever a result depends on belongs in a buffer: flags, moments, step counts, frozen random "
+    "projections.",
 )
 def state_round_trip(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """state_dict into a fresh layer gives the same result, fresh and after training steps; so does training on from it."""
+    """A state_dict loaded into a fresh layer gives the same result, and so does training on from it."""
     if case.part == "result":
         backward(subject.forward(case.z, train=True, seed=case.seed), case.g)
     held = copy.deepcopy(subject.module.state_dict())
@@ -186,61 +238,3 @@ def state_round_trip(subject: Quantizer, case: Case) -> Iterator[Clause]:
         return
     yield holds(_close(subject, want, got), "value", "after loading, a training pass gives another z_q")
     yield from learnt_agree(subject, moved, learnt(twin), len(case.z), float(case.z.abs().max()))
-
-
-@invariant(
-    "interface.accumulates", kind="contract", mode="table", source="torch: gradients accumulate", corners=CORNERS,
-    mutants=("scale_kept_in_self",),
-    hint="what autograd saved must not be overwritten: clone the codebook before an in-place update, never keep state in self.",
-)
-def accumulates(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Gradients of two passes add up, and a second forward before the first backward changes nothing in the first."""
-    want = received(subject.forward(case.z, train=True, seed=case.seed), case.g)
-    prepare(subject, case)
-    first = subject.forward(case.z, train=True, seed=case.seed)
-    second = subject.forward(case.z.flip(0) * 0.5, train=True, seed=case.seed + 1)
-    got = received(first, case.g)
-    u = roundoff(subject)
-    size = norms(array(want)).max(initial=0.0)
-    text = "gradient of the first pass when a second forward came before its backward"
-    yield within(norms(array(got) - array(want)), STEPS * u * size, "second forward", text)
-    parameters = [p for p in subject.module.parameters() if p.requires_grad]
-    parts = [_gradients(out, case.g, parameters) for out in (first, second)]
-    for p in parameters:
-        p.grad = None
-    backward(first, case.g)
-    backward(second, case.g)
-    for p, a, b in zip(parameters, *parts, strict=True):
-        total = torch.zeros_like(p) if p.grad is None else p.grad
-        bound = STEPS * u * float(a.abs().max() + b.abs().max()) if p.numel() else 0.0
-        yield within((total - a - b).abs(), bound, "sum", "gradient of a parameter after two backward passes, less their sum")
-
-
-def _gradients(out: Quantized, g: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    total = (out.z_q.rows * g.to(out.z_q.rows)).sum() + (0.0 if out.loss is None else out.loss)
-    if not parameters or not total.requires_grad:
-        return [torch.zeros_like(p) for p in parameters]
-    with guarded("backward"):
-        found = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-
-@invariant(
-    "interface.checkpointed", kind="hardening", mode="table", source="torch.utils.checkpoint: forward runs again in backward",
-    corners=CORNERS, mutants=("updates_twice",),
-    hint="the update belongs into a step of its own, or must know that it runs again (a frozen flag, a hook after backward).",
-)
-def checkpointed(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Under activation checkpointing the gradients equal the plain ones, and the state moves once, not twice."""
-    want = received(subject.forward(case.z, train=True, seed=case.seed), case.g)
-    moved = learnt(subject)
-    prepare(subject, case)
-    out = subject.forward(
-        case.z, train=True, seed=case.seed, via=lambda f, x: checkpoint(f, x, use_reentrant=False)
-    )
-    got = received(out, case.g)
-    size = norms(array(want)).max(initial=0.0)
-    for a, b in zip(moved, learnt(subject), strict=True):
-        yield holds(same(a, b), "state", "the codebook or its accumulators moved twice in one step")
-    bound = STEPS * roundoff(subject) * size
-    yield within(norms(array(got) - array(want)), bound, "gradient", "gradient under checkpointing, less the plain one")

@@ -1,10 +1,10 @@
-"""Other precisions, devices and execution modes: the statement holds at the precision that is really there."""
+"""Other precisions, devices and execution modes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,53 +14,78 @@ from vqverify import state
 from vqverify.bounds import Clause, Violation, holds, unit_roundoff, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
-from vqverify.invariants.agreement import STEPS, agree, distance_gap, learnt, learnt_agree
+from vqverify.invariants.agreement import agree, distance_gap, learnt, learnt_agree
 from vqverify.invariants.interface import SOURCE, finite_outputs, finite_state, received
 from vqverify.invariants.interface_batching import still, train_repeats
 from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.lookup import squared_distances
-from vqverify.invariants.measure import View, array, norms, trait, views
-from vqverify.quantizer import Quantizer
+from vqverify.invariants.measure import View, norms, trait, views
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqverify.quantizer import Quantizer
 
 FINE, COARSE = 2.0**-34, 2.0**-12  # steps that float32 rounds away, and that it shows
 
 
 def precision_parts(subject: Quantizer) -> tuple[str, ...]:
     """Formats to cast a float32 layer to."""
-    return ("float64", "bfloat16", "float16") if subject.domain.dtype == torch.float32 else ()
+    if subject.domain.dtype != torch.float32:
+        return ()
+    return ("float64", "bfloat16", "float16", "state in bfloat16", "state in float16")
 
 
 @invariant(
-    "interface.precision", kind="contract", mode="table", source="theory T28, T29", parts=precision_parts, corners=("generic",),
+    "interface.precision",
+    kind="contract",
+    mode="table",
+    source="theory T28, T29",
+    parts=precision_parts,
+    corners=("generic",),
+    hardening=("state*",),
     mutants=("hidden_float", "returns_double"),
-    hint="a .float() inside, or a constant made without dtype=, throws away half of the digits; cast the result back.",
+    hint="a .float() inside, or a constant made without dtype=, throws away half of the digits; cast the "
+    "result back.",
 )
 def precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """float64 works in float64; in bfloat16 and float16 z_q has that dtype and codes are nearest up to it, or the layer raises."""
-    dtype: torch.dtype = getattr(torch, case.part or "float64")
+    """A float64 layer works in float64; in half precision codes are nearest up to it, or the layer raises.
+
+    In bfloat16 and float16 z_q has that dtype; what training leaves behind is finite.
+    """
+    name = (case.part or "float64").removeprefix("state in ")
+    dtype: torch.dtype = getattr(torch, name)
     twin = subject.build()
     twin.module.to(dtype)
     twin.domain = replace(twin.domain, dtype=dtype)
     z = case.z.to(dtype)
     if dtype == torch.float64:
         out = twin.forward(z, train=True, seed=case.seed)
-        yield holds(out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a float64 layer is {out.z_q.tensor.dtype}")
-        yield holds(not _hides(twin, z, case), "hidden", "z_q of a float64 layer does not follow a relative step of 2⁻³⁴ of its codes")
+        yield holds(
+            out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a float64 layer is {out.z_q.tensor.dtype}"
+        )
+        yield holds(
+            not _hides(twin, z, case),
+            "hidden",
+            "z_q of a float64 layer does not follow a relative step of 2⁻³⁴ of its codes",
+        )
         return
-    for train in (True, False):
+    for train in (False, True):
         try:
             out = twin.forward(z, train=train, seed=case.seed, trace=True)
         except Violation:
             yield holds(condition=True, label="refused", message="")
             return
-        yield holds(out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a {case.part} layer is {out.z_q.tensor.dtype}")
+        if case.part != name:
+            yield holds(condition=True, label="finite state", message="")
+            yield from finite_state(twin, f"after a pass in {name}")
+            continue
+        yield holds(
+            out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a {name} layer is {out.z_q.tensor.dtype}"
+        )
         yield from finite_outputs(out)
         for view in views(out) if trait(subject, "deterministic") else ():
             yield _nearest(subject, view, unit_roundoff(dtype))
-        state_ = list(finite_state(twin, f"after a pass in {case.part}"))
-        yield from state_
-        if not all(clause.holds for clause in state_):
-            return
 
 
 def _nearest(subject: Quantizer, view: View, u: float) -> Clause:
@@ -84,7 +109,9 @@ def _nearest(subject: Quantizer, view: View, u: float) -> Clause:
 def _hides(twin: Quantizer, z: Tensor, case: Case) -> bool:
     """Whether results follow a coarse step of the state, or of the latents, and not at all a fine one."""
     for of_state in (True, False):
-        base, fine, coarse = (_response(twin, z, case, step, of_state=of_state) for step in (0.0, FINE, COARSE))
+        base, fine, coarse = (
+            _response(twin, z, case, step, of_state=of_state) for step in (0.0, FINE, COARSE)
+        )
         follows = ((coarse - base).abs() > 0.05 * COARSE * base.abs()).double().mean()
         if float(follows) > 0.2:
             return float(((fine - base).abs() > 0.05 * FINE * base.abs()).double().mean()) < 0.02
@@ -92,7 +119,7 @@ def _hides(twin: Quantizer, z: Tensor, case: Case) -> bool:
 
 
 def _response(twin: Quantizer, z: Tensor, case: Case, step: float, *, of_state: bool) -> Tensor:
-    """z_q of an eval pass after a relative step of the state, or the gradient of a training pass after one of the latents."""
+    """What follows a relative step: z_q that of the state, in eval, or the gradient that of the latents."""
     saved = twin.snapshot()
     signs = torch.Generator().manual_seed(3)
 
@@ -111,12 +138,17 @@ def _response(twin: Quantizer, z: Tensor, case: Case, step: float, *, of_state: 
 
 
 @invariant(
-    "interface.autocast", kind="contract", mode="table", source="torch.amp: products in bfloat16, state in float32",
-    corners=("generic", "on-code"), mutants=("state_in_half_under_autocast",),
-    hint="leave autocast for lookup and update: with torch.autocast(device, enabled=False), and latents.float().",
+    "interface.autocast",
+    kind="contract",
+    mode="table",
+    source="torch.amp: products in bfloat16, state in float32",
+    corners=("generic", "on-code"),
+    mutants=("state_in_half_under_autocast",),
+    hint="leave autocast for lookup and update: with torch.autocast(device, enabled=False), and "
+    "latents.float().",
 )
 def autocast(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Under autocast a layer runs, its codes are nearest within bfloat16's bound, and what it keeps loses no precision."""
+    """Under autocast codes are nearest within bfloat16's bound, and what a layer keeps loses no precision."""
     if subject.domain.dtype != torch.float32:
         return
     plain = subject.forward(case.z, train=True, seed=case.seed)
@@ -141,7 +173,11 @@ def autocast(subject: Quantizer, case: Case) -> Iterator[Clause]:
             unused = torch.ones(len(first.counts), dtype=torch.bool)
             unused[codes[:, min(level, codes.shape[1] - 1)].clamp_min(0)] = False
             lost = _coarse(second.sums[unused]) and not _coarse(first.sums[unused])
-            yield holds(not lost, "state", f"the sums of unused codes at level {level} have no more digits than bfloat16")
+            yield holds(
+                not lost,
+                "state",
+                f"the sums of unused codes at level {level} have no more digits than bfloat16",
+            )
 
 
 def _coarse(tensor: Tensor) -> bool:
@@ -155,7 +191,12 @@ def devices(_: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.device_moves", kind="contract", mode="table", source=SOURCE, parts=devices, corners=("generic",),
+    "interface.device_moves",
+    kind="contract",
+    mode="table",
+    source=SOURCE,
+    parts=devices,
+    corners=("generic",),
     hint="a tensor that is a plain attribute does not move with the module: register it as a buffer.",
 )
 def device_moves(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -164,21 +205,32 @@ def device_moves(subject: Quantizer, case: Case) -> Iterator[Clause]:
     want = subject.forward(case.z, train=False, seed=case.seed)
     twin = subject.over(copy.deepcopy(subject.module).to(device))
     got = twin.forward(case.z.to(device), train=False, seed=case.seed)
-    yield holds(got.z_q.tensor.device.type == device, "device", f"z_q is on {got.z_q.tensor.device} for latents on {device}")
+    yield holds(
+        got.z_q.tensor.device.type == device,
+        "device",
+        f"z_q is on {got.z_q.tensor.device} for latents on {device}",
+    )
     twin.forward(case.z.to(device), train=True, seed=case.seed)
     back = subject.over(copy.deepcopy(subject.module).to(device).to("cpu"))
     lost = changed(subject.state(), back.state())
     yield holds(not lost, "state", f"moving to {device} and back changed {', '.join(lost[:4])}")
     again = back.forward(case.z, train=False, seed=case.seed)
     yield from agree(subject, case, want, again, train=False)
-    here = replace(got, z=replace(got.z, tensor=got.z.tensor.cpu()), codes=None if got.codes is None else got.codes.cpu())
+    here = replace(
+        got, z=replace(got.z, tensor=got.z.tensor.cpu()), codes=None if got.codes is None else got.codes.cpu()
+    )
     yield from agree(subject, case, want, replace(here, loss=None, losses=()), train=False)
 
 
 @invariant(
-    "interface.compiled", kind="hardening", mode="process", source="torch.compile", profiles=("merge", "nightly"),
+    "interface.compiled",
+    kind="hardening",
+    mode="process",
+    source="torch.compile",
+    profiles=("merge", "nightly"),
     mutants=("compiles_without_update",),
-    hint="an update behind torch.compiler.is_compiling, or one that the compiler cannot see (.data, numpy), is dropped.",
+    hint="an update behind torch.compiler.is_compiling, or one that the compiler cannot see (.data, "
+    "numpy), is dropped.",
 )
 def compiled(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """torch.compile gives the results and the state of eager execution, and it did compile something."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,11 @@ from vqverify.invariant import invariant
 from vqverify.invariants.agreement import agree, same
 from vqverify.invariants.interface import CORNERS, SOURCE, backward, modes
 from vqverify.invariants.measure import trait
-from vqverify.quantizer import Quantized, Quantizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from vqverify.quantizer import Quantized, Quantizer
 
 DRAWS = {"gumbel", "noise", "sampled"}  # estimators that put randomness into the value
 
@@ -28,16 +31,25 @@ def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[s
 
 def first_call_parts(subject: Quantizer) -> tuple[str, ...]:
     """With and without gradients, and the very first call of a layer that initialises itself."""
-    return ("grad", "no_grad", *(("first call",) if getattr(getattr(subject, "plan", None), "warm", 0) else ()))
+    return (
+        "grad",
+        "no_grad",
+        *(("first call",) if getattr(getattr(subject, "plan", None), "warm", 0) else ()),
+    )
 
 
 @invariant(
-    "interface.eval_pure", kind="contract", source=SOURCE, state="both", parts=first_call_parts, corners=CORNERS,
+    "interface.eval_pure",
+    kind="contract",
+    source=SOURCE,
+    state="both",
+    parts=first_call_parts,
+    corners=CORNERS,
     mutants=("eval_that_learns", "eval_counts", "starts_in_eval"),
     hint="guard every update by self.training: EMA, usage counts, k-means start, replacement of dead codes.",
 )
 def eval_pure(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """An eval pass leaves every parameter and buffer bitwise as it was, with gradients on or off, also the first call."""
+    """An eval pass leaves every parameter and buffer bitwise as it was, also the first call."""
     if case.part == "first call":
         subject = subject.build(warm=False)
     before = subject.state()
@@ -56,8 +68,14 @@ def eval_parts(subject: Quantizer) -> tuple[str | None, ...]:
 
 
 @invariant(
-    "interface.eval_deterministic", kind="contract", source=SOURCE, state="both", parts=eval_parts, corners=CORNERS,
-    follows=("interface.eval_pure",), mutants=("noisy_lookup", "dropout_in_eval"),
+    "interface.eval_deterministic",
+    kind="contract",
+    source=SOURCE,
+    state="both",
+    parts=eval_parts,
+    corners=CORNERS,
+    follows=("interface.eval_pure",),
+    mutants=("noisy_lookup", "dropout_in_eval"),
     hint="sampling, noise and dropout belong under `if self.training`.",
 )
 def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -67,11 +85,18 @@ def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if a.codes is not None and b.codes is not None:
         yield holds(torch.equal(a.codes, b.codes), "codes", "two eval calls gave different codes")
     for first, second in zip(a.losses, b.losses, strict=False):
-        yield holds(same(first.detach(), second.detach()), "loss", f"two eval calls gave losses {first} and {second}")
+        yield holds(
+            same(first.detach(), second.detach()), "loss", f"two eval calls gave losses {first} and {second}"
+        )
 
 
 @invariant(
-    "interface.input_unchanged", kind="contract", mode="table", source=SOURCE, parts=modes, corners=(*CORNERS, "generic"),
+    "interface.input_unchanged",
+    kind="contract",
+    mode="table",
+    source=SOURCE,
+    parts=modes,
+    corners=(*CORNERS, "generic"),
     mutants=("clamps_in_place", "residual_in_place"),
     hint="z.div_(norm), z += ... and out=z write into the encoder's output; work on a copy.",
 )
@@ -81,7 +106,9 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for grad in (True, False):
         handed: list[tuple[Tensor, Tensor]] = []
 
-        def keep(call: Callable[[Tensor], Any], x: Tensor, handed: list[tuple[Tensor, Tensor]] = handed) -> Any:
+        def keep(
+            call: Callable[[Tensor], Any], x: Tensor, handed: list[tuple[Tensor, Tensor]] = handed
+        ) -> Any:
             z = x * 1  # what an encoder returns: no leaf, so that autograd forbids no writing
             handed.append((z, z.detach().clone()))
             return call(z)
@@ -89,13 +116,21 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
         out = subject.forward(case.z, train=train, seed=case.seed, grad=grad, via=keep)
         backward(out, case.g)
         for z, before in handed:
-            yield holds(same(z.detach(), before), "written", "a pass wrote into the latents that it was given")
+            yield holds(
+                same(z.detach(), before), "written", "a pass wrote into the latents that it was given"
+            )
 
 
 @invariant(
-    "interface.no_alias", kind="contract", mode="table", source=SOURCE, parts=lambda _: ("z_q", "codes", "loss"), corners=(*CORNERS, "generic"),
+    "interface.no_alias",
+    kind="contract",
+    mode="table",
+    source=SOURCE,
+    parts=lambda _: ("z_q", "codes", "loss"),
+    corners=(*CORNERS, "generic"),
     mutants=("returns_buffer", "reuses_output"),
-    hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the next call.",
+    hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the "
+    "next call.",
 )
 def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Writing into what a pass returned changes neither the state nor another result, earlier or later."""
@@ -107,13 +142,21 @@ def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
         for tensor in _returned(out, case.part):
             _overwrite(tensor)
         names = changed(before, subject.state())
-        yield holds(not names, "state", f"writing into the returned {case.part} changed {', '.join(names[:4])}")
+        yield holds(
+            not names, "state", f"writing into the returned {case.part} changed {', '.join(names[:4])}"
+        )
         prepare(subject, case) if train else None
-    yield holds(same(first.z_q.tensor, value), "earlier", "a later pass wrote into z_q that was returned before")
+    yield holds(
+        same(first.z_q.tensor, value), "earlier", "a later pass wrote into z_q that was returned before"
+    )
     again = subject.forward(case.z, train=False, seed=case.seed, grad=False)
-    yield holds(same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q")
+    yield holds(
+        same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q"
+    )
     if codes is not None and again.codes is not None:
-        yield holds(same(again.codes, codes), "codes", f"writing into the returned {case.part} changed the next codes")
+        yield holds(
+            same(again.codes, codes), "codes", f"writing into the returned {case.part} changed the next codes"
+        )
     for a, b in zip(again.losses, losses, strict=False):
         yield holds(same(a, b), "loss", f"writing into the returned {case.part} changed the next loss")
 
@@ -134,15 +177,22 @@ def _returned(out: Quantized, part: str | None) -> list[Tensor]:
 
 
 def _overwrite(tensor: Tensor) -> None:
-    with contextlib.suppress(RuntimeError):  # memory that refuses to be written (an expanded tensor) protects itself
+    with contextlib.suppress(
+        RuntimeError
+    ):  # memory that refuses to be written (an expanded tensor) protects itself
         tensor.data.fill_(7)
 
 
 @invariant(
-    "interface.graph_free", kind="contract", mode="table", source=SOURCE, state="both",
+    "interface.graph_free",
+    kind="contract",
+    mode="table",
+    source=SOURCE,
+    state="both",
     corners=("single", "generic"),
     mutants=("moments_with_graph", "keeps_loss"),
-    hint="detach before you accumulate: a buffer with its graph keeps every batch alive and breaks the second backward.",
+    hint="detach before you accumulate: a buffer with its graph keeps every batch alive and breaks the "
+    "second backward.",
 )
 def graph_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """After a step no buffer or attribute carries an autograd graph."""
@@ -170,12 +220,18 @@ def no_grad_parts(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "interface.no_grad_same", kind="contract", source="theory T14 (forward invariance)", state="both", parts=no_grad_parts,
-    corners=CORNERS, mutants=("rotates_value_with_grad",),
-    hint="the estimator may only change gradients: a value that depends on requires_grad or is_grad_enabled is another layer.",
+    "interface.no_grad_same",
+    kind="contract",
+    source="theory T14 (forward invariance)",
+    state="both",
+    parts=no_grad_parts,
+    corners=CORNERS,
+    mutants=("rotates_value_with_grad",),
+    hint="the estimator may only change gradients: a value that depends on requires_grad or "
+    "is_grad_enabled is another layer.",
 )
 def no_grad_same(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Results under no_grad, and in eval under inference_mode, are those with gradients, up to the estimator's rounding."""
+    """Results under no_grad, and in eval under inference_mode, are those with gradients, up to rounding."""
     train = case.part == "train"
     want = subject.forward(case.z, train=train, seed=case.seed)
     prepare(subject, case)

@@ -1,4 +1,4 @@
-"""Layers that do not keep the manners of a module: they stumble, reseed, and trip over flags, masks and bad input."""
+"""Layers that stumble, reseed, and trip over flags, masks and bad input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class UnboundInEval(DictLayer):
     """A statistic is computed in train alone and used in both modes, unless gradients are off."""
 
     def forward(self, z: Tensor) -> dict[str, Any]:
-        """z (B, N, D) to indices, quantized, loss and usage."""
+        """Latents (B, N, D) to indices, quantized, loss and usage."""
         out = super().forward(z)
         if self.training or torch.is_grad_enabled():
             used = out["indices"].unique()
@@ -38,7 +38,9 @@ class NeedsGradient(EmaLayer):
 class MomentsStartNan(EmaLayer):
     """A running mean whose memory waits for the first batch."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("mean", torch.full((dim,), float("nan")))
 
@@ -111,7 +113,7 @@ class Masked(nn.Module):
         return keep
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes, loss)."""
+        """Latents (B, N, D) to (z_q, codes, loss)."""
         keep = torch.ones(z.shape[:2], dtype=torch.bool) if mask is None else mask
         codes = torch.cdist(z, self.table[None]).argmin(-1)
         q = self.table[codes]
@@ -148,7 +150,7 @@ class BroadcastsSilently(EmaLayer):
     """Direct differences take latents of width 1, and negative codes wrap around."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Latents (…, D) to (z_q, codes, loss)."""
         codes = (z[..., None, :] - self.table).square().sum(-1).argmin(-1)
         q = self.table[codes]
         if self.training:
@@ -165,19 +167,83 @@ SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
     Mutant(
-        "name_bound_in_train_only", f"{HERE}:UnboundInEval", ("interface.runs",), "a name bound on one branch", SIZES,
+        "name_bound_in_train_only",
+        f"{HERE}:UnboundInEval",
+        ("interface.runs",),
+        "a name bound on one branch",
+        SIZES,
         "vector-quantize-pytorch: names bound under `if self.training`",
     ),
-    Mutant("needs_gradient", f"{HERE}:NeedsGradient", ("interface.runs",), "a hook on z_q, whatever it needs", SIZES, "frozen encoders"),
-    Mutant("moments_start_nan", f"{HERE}:MomentsStartNan", ("interface.runs",), "memory uninitialised", SIZES, "torch.empty in register_buffer"),
-    Mutant("returns_double", f"{HERE}:ReturnsDouble", ("interface.shapes",), "z_q in another dtype", IMAGE, "systematic: precision"),
-    Mutant("reseeds_in_forward", f"{HERE}:Reseeds", ("interface.generators",), "torch.manual_seed in forward", SIZES, "manual_seed before a shuffle"),
-    Mutant("reseeds_numpy", f"{HERE}:ReseedsNumpy", ("interface.generators",), "np.random.seed in forward", SIZES, "systematic: generator"),
-    Mutant("flag_unbound", f"{HERE}:FlagUnbound", ("interface.arguments",), "a flag that raises NameError", SIZES, "options that nobody ran"),
-    Mutant("mask_ignored_in_loss", f"{HERE}:MaskIgnoredInLoss", ("interface.mask",), "padding in the loss", SIZES, "loss of variable lengths"),
-    Mutant("padding_counted", f"{HERE}:PaddingCounted", ("interface.mask",), "padding in the moving averages", SIZES, "EMA of variable lengths"),
     Mutant(
-        "broadcasts_silently", f"{HERE}:BroadcastsSilently", ("interface.rejects_bad_input",), "width 1 broadcasts", SIZES,
+        "needs_gradient",
+        f"{HERE}:NeedsGradient",
+        ("interface.runs",),
+        "a hook on z_q, whatever it needs",
+        SIZES,
+        "frozen encoders",
+    ),
+    Mutant(
+        "moments_start_nan",
+        f"{HERE}:MomentsStartNan",
+        ("interface.runs",),
+        "memory uninitialised",
+        SIZES,
+        "torch.empty in register_buffer",
+    ),
+    Mutant(
+        "returns_double",
+        f"{HERE}:ReturnsDouble",
+        ("interface.shapes",),
+        "z_q in another dtype",
+        IMAGE,
+        "systematic: precision",
+    ),
+    Mutant(
+        "reseeds_in_forward",
+        f"{HERE}:Reseeds",
+        ("interface.generators",),
+        "torch.manual_seed in forward",
+        SIZES,
+        "manual_seed before a shuffle",
+    ),
+    Mutant(
+        "reseeds_numpy",
+        f"{HERE}:ReseedsNumpy",
+        ("interface.generators",),
+        "np.random.seed in forward",
+        SIZES,
+        "systematic: generator",
+    ),
+    Mutant(
+        "flag_unbound",
+        f"{HERE}:FlagUnbound",
+        ("interface.arguments",),
+        "a flag that raises NameError",
+        SIZES,
+        "options that nobody ran",
+    ),
+    Mutant(
+        "mask_ignored_in_loss",
+        f"{HERE}:MaskIgnoredInLoss",
+        ("interface.mask",),
+        "padding in the loss",
+        SIZES,
+        "loss of variable lengths",
+    ),
+    Mutant(
+        "padding_counted",
+        f"{HERE}:PaddingCounted",
+        ("interface.mask",),
+        "padding in the moving averages",
+        SIZES,
+        "EMA of variable lengths",
+    ),
+    Mutant(
+        "broadcasts_silently",
+        f"{HERE}:BroadcastsSilently",
+        ("interface.rejects_bad_input",),
+        "width 1 broadcasts",
+        SIZES,
         "vector-quantize-pytorch 1.32.0: einsum broadcasts latents of width 1",
     ),
 )

@@ -50,7 +50,7 @@ class LossSummedOverBatch(DictLayer):
     """The loss is a mean over latents and a sum over batch entries."""
 
     def forward(self, z: Tensor) -> dict[str, Any]:
-        """z (B, N, D) to indices, quantized and loss."""
+        """Latents (B, N, D) to indices, quantized and loss."""
         out = super().forward(z)
         q = self.codes_[out["indices"]]
         each = (q - z.detach()).square().mean((1, 2)) + self.beta * (z - q.detach()).square().mean((1, 2))
@@ -61,7 +61,7 @@ class LearnsFirstEntry(EmaLayer):
     """The update sees the first batch entry alone."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes, loss)."""
+        """Latents (B, N, D) to (z_q, codes, loss)."""
         training = self.training
         self.training = False
         z_q, codes, loss = super().forward(z)
@@ -75,7 +75,7 @@ class ImagePathDiffers(EmaLayer):
     """A fast path for images leaves |c|² out."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Latents (…, D) to (z_q, codes, loss)."""
         self.image = z.ndim == 4
         return super().forward(z)
 
@@ -97,11 +97,15 @@ class ReadsStorage(EmaLayer):
     """Latents are read in the order in which they lie in memory."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Latents (…, D) to (z_q, codes, loss)."""
         shape, width = z.shape, z.shape[-1]
         if z.numel() and not z.is_contiguous() and z.stride(-1) == 1:
             z = z.as_strided((z.numel() // width, width), (width, 1)).reshape(shape)
-        elif z.numel() and not z.is_contiguous() and z.untyped_storage().nbytes() >= z.numel() * z.element_size():
+        elif (
+            z.numel()
+            and not z.is_contiguous()
+            and z.untyped_storage().nbytes() >= z.numel() * z.element_size()
+        ):
             z = torch.as_strided(z, shape, torch.empty(shape).stride())
         return super().forward(z)
 
@@ -124,7 +128,7 @@ class SqueezesSingle(EmaLayer):
     """squeeze() drops the axis of latents when there is one."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes, loss)."""
+        """Latents (B, N, D) to (z_q, codes, loss)."""
         z_q, codes, loss = super().forward(z)
         return z_q, codes[..., None].squeeze(), loss
 
@@ -132,7 +136,9 @@ class SqueezesSingle(EmaLayer):
 class MeanOverNothing(EmaLayer):
     """A running mean of the latents, with NaN for an empty batch."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("mean", torch.zeros(dim))
 
@@ -153,16 +159,100 @@ HERE = "vqverify.mutants.interface_batching"
 SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
-    Mutant("value_unscaled_in_train", f"{HERE}:UnscaledInTrain", ("interface.train_eval_agree",), "λ lost in train", SIZES, "rotation without rescale"),
-    Mutant("sums_lose_duplicates", f"{HERE}:SumsLoseDuplicates", ("interface.row_permutation",), "duplicates lost", SIZES, "sums[codes] += z"),
-    Mutant("centres_by_batch", f"{HERE}:CentresByBatch", ("interface.batch_independence",), "batch statistics in the lookup", SIZES, "systematic: wrong axis"),
-    Mutant("loss_summed_over_batch", f"{HERE}:LossSummedOverBatch", ("interface.regroup",), "mean, then sum", SIZES, "systematic: reduction"),
-    Mutant("learns_first_entry", f"{HERE}:LearnsFirstEntry", ("interface.regroup",), "one batch entry learns", SIZES, "z[0] for z"),
-    Mutant("image_path_differs", f"{HERE}:ImagePathDiffers", ("interface.layout",), "another metric for images", SIZES, "two code paths"),
-    Mutant("views_strides", f"{HERE}:ViewsStrides", ("interface.noncontiguous",), "view on wrong strides", SIZES, "view for reshape"),
-    Mutant("reads_storage", f"{HERE}:ReadsStorage", ("interface.noncontiguous",), "memory read as it lies", SIZES, "a kernel without strides"),
-    Mutant("chunk_forgets_rest", f"{HERE}:ChunkForgetsRest", ("interface.size_free",), "the last chunk is dropped", IMAGE, "chunked search"),
-    Mutant("squeezes_single", f"{HERE}:SqueezesSingle", ("interface.empty_and_single",), "squeeze() of one latent", SIZES, "squeeze without an axis"),
-    Mutant("mean_over_nothing", f"{HERE}:MeanOverNothing", ("interface.empty_and_single",), "mean over nothing", SIZES, "an empty last batch"),
-    Mutant("absorbs_nan", f"{HERE}:AbsorbsNan", ("interface.nonfinite_contained",), "NaN in the moving averages", SIZES, "theory T19"),
+    Mutant(
+        "value_unscaled_in_train",
+        f"{HERE}:UnscaledInTrain",
+        ("interface.train_eval_agree",),
+        "λ lost in train",
+        SIZES,
+        "rotation without rescale",
+    ),
+    Mutant(
+        "sums_lose_duplicates",
+        f"{HERE}:SumsLoseDuplicates",
+        ("interface.row_permutation",),
+        "duplicates lost",
+        SIZES,
+        "sums[codes] += z",
+    ),
+    Mutant(
+        "centres_by_batch",
+        f"{HERE}:CentresByBatch",
+        ("interface.batch_independence",),
+        "batch statistics in the lookup",
+        SIZES,
+        "systematic: wrong axis",
+    ),
+    Mutant(
+        "loss_summed_over_batch",
+        f"{HERE}:LossSummedOverBatch",
+        ("interface.regroup",),
+        "mean, then sum",
+        SIZES,
+        "systematic: reduction",
+    ),
+    Mutant(
+        "learns_first_entry",
+        f"{HERE}:LearnsFirstEntry",
+        ("interface.regroup",),
+        "one batch entry learns",
+        SIZES,
+        "z[0] for z",
+    ),
+    Mutant(
+        "image_path_differs",
+        f"{HERE}:ImagePathDiffers",
+        ("interface.layout",),
+        "another metric for images",
+        SIZES,
+        "two code paths",
+    ),
+    Mutant(
+        "views_strides",
+        f"{HERE}:ViewsStrides",
+        ("interface.noncontiguous",),
+        "view on wrong strides",
+        SIZES,
+        "view for reshape",
+    ),
+    Mutant(
+        "reads_storage",
+        f"{HERE}:ReadsStorage",
+        ("interface.noncontiguous",),
+        "memory read as it lies",
+        SIZES,
+        "a kernel without strides",
+    ),
+    Mutant(
+        "chunk_forgets_rest",
+        f"{HERE}:ChunkForgetsRest",
+        ("interface.size_free",),
+        "the last chunk is dropped",
+        IMAGE,
+        "chunked search",
+    ),
+    Mutant(
+        "squeezes_single",
+        f"{HERE}:SqueezesSingle",
+        ("interface.empty_and_single",),
+        "squeeze() of one latent",
+        SIZES,
+        "squeeze without an axis",
+    ),
+    Mutant(
+        "mean_over_nothing",
+        f"{HERE}:MeanOverNothing",
+        ("interface.empty_and_single",),
+        "mean over nothing",
+        SIZES,
+        "an empty last batch",
+    ),
+    Mutant(
+        "absorbs_nan",
+        f"{HERE}:AbsorbsNan",
+        ("interface.nonfinite_contained",),
+        "NaN in the moving averages",
+        SIZES,
+        "theory T19",
+    ),
 )

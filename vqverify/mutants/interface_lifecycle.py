@@ -22,7 +22,7 @@ class MutableDefault(nn.Module):
         self.embedding, self.beta = embedding, beta
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes, loss)."""
+        """Latents (B, N, D) to (z_q, codes, loss)."""
         codes = torch.cdist(z, self.embedding.weight[None]).argmin(-1)
         q = self.embedding(codes)
         loss = F.mse_loss(q, z.detach()) + self.beta * F.mse_loss(z, q.detach())
@@ -35,7 +35,7 @@ class StateOnClass(EmaLayer):
     recent: dict[int, int] = {}  # noqa: RUF012  (the mistake)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Latents (…, D) to (z_q, codes, loss)."""
         z_q, codes, loss = super().forward(z)
         if self.training:
             self.recent[0] = self.recent.get(0, 0) + 1
@@ -56,12 +56,14 @@ class CachesNorms(DictLayer):
 class ClosureOverSelf(EmaLayer):
     """The distance is a lambda made in the constructor: a copy still asks the original."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.distance = lambda flat: torch.cdist(flat, self.table)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss), codes and vectors through the closure."""
+        """Latents (…, D) to (z_q, codes, loss), codes and vectors through the closure."""
         flat = z.reshape(-1, z.shape[-1])
         codes = self.distance(flat).argmin(1)
         table = self.distance.__closure__[0].cell_contents.table  # type: ignore[index]
@@ -83,7 +85,7 @@ class ProjectionNotSaved(nn.Module):
     table: Tensor
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (…, D) to (z_q, codes)."""
+        """Latents (…, D) to (z_q, codes)."""
         codes = torch.cdist((z @ self.projection).reshape(-1, z.shape[-1]), self.table).argmin(1)
         q = self.table[codes].reshape(z.shape)
         return z + (q - z).detach(), codes.reshape(z.shape[:-1])
@@ -92,7 +94,9 @@ class ProjectionNotSaved(nn.Module):
 class InitFlagLost(EmaLayer):
     """Whether the codebook was started from data is a Python flag: after loading it starts again."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.started = False
 
@@ -122,43 +126,6 @@ class UpdatesTwice(EmaLayer):
     """The update is part of forward, and forward runs again under checkpointing."""
 
 
-class HiddenFloat(EmaLayer):
-    """Everything is looked up and gathered in float32."""
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
-        flat = z.reshape(-1, z.shape[-1]).float()
-        codes = torch.cdist(flat, self.table.float()).argmin(1)
-        q = self.table.float()[codes].to(z.dtype).reshape(z.shape)
-        if self.training:
-            self.update(flat.to(self.table), codes)
-        loss = self.commitment_weight * F.mse_loss(z, q)
-        return z + (q - z).detach(), codes.reshape(z.shape[:-1]), loss
-
-
-class StateInHalf(EmaLayer):
-    """Under autocast the whole accumulator passes through the dtype of the product."""
-
-    @torch.no_grad()
-    def update(self, flat: Tensor, codes: Tensor) -> None:
-        """One EMA step."""
-        hot = F.one_hot(codes, len(self.table)).to(flat)
-        batch = hot.t() @ flat
-        self.size.mul_(self.decay).add_(hot.sum(0), alpha=1 - self.decay)
-        self.total.copy_((self.decay * self.total).to(batch) + (1 - self.decay) * batch)
-        self.table.copy_(self.total / self.size[:, None])
-
-
-class CompilesWithoutUpdate(EmaLayer):
-    """The update is hidden from the compiler because it broke the graph."""
-
-    @torch.no_grad()
-    def update(self, flat: Tensor, codes: Tensor) -> None:
-        """One EMA step, in eager mode."""
-        if not torch.compiler.is_compiling():
-            super().update(flat, codes)
-
-
 class LeftBehind(DictLayer):
     """The codes' numbers are a plain tensor, which does not move with the module."""
 
@@ -167,7 +134,7 @@ class LeftBehind(DictLayer):
         self.numbers = torch.arange(codebook_size)
 
     def forward(self, z: Tensor) -> dict[str, Any]:
-        """z (B, N, D) to indices, quantized and loss."""
+        """Latents (B, N, D) to indices, quantized and loss."""
         out = super().forward(z)
         return out | {"indices": self.numbers[out["indices"].to(self.numbers.device)]}
 
@@ -175,18 +142,69 @@ class LeftBehind(DictLayer):
 HERE = "vqverify.mutants.interface_lifecycle"
 SIZES = {"dim": 4, "codebook_size": 8}
 MUTANTS = (
-    Mutant("mutable_default", f"{HERE}:MutableDefault", ("interface.instances_independent",), "a module as default argument", {}, "Python FAQ"),
-    Mutant("state_on_class", f"{HERE}:StateOnClass", ("interface.instances_independent",), "a dict on the class", SIZES, "Python FAQ"),
-    Mutant("caches_norms", f"{HERE}:CachesNorms", ("interface.caches_coherent",), "norms never refreshed", SIZES, "a cache that is never invalidated"),
-    Mutant("closure_over_self", f"{HERE}:ClosureOverSelf", ("interface.copies",), "a lambda over self", SIZES, "deepcopy does not copy closures"),
-    Mutant("projection_not_saved", f"{HERE}:ProjectionNotSaved", ("interface.state_round_trip",), "a projection outside the state_dict", SIZES, "BEST-RQ"),
-    Mutant("init_flag_lost", f"{HERE}:InitFlagLost", ("interface.state_round_trip",), "the start flag is not saved", SIZES, "self.initialized = True"),
-    Mutant("scale_kept_in_self", f"{HERE}:ScaleKeptInSelf", ("interface.accumulates",), "a hook reads self", SIZES, "gradient accumulation"),
-    Mutant("updates_twice", f"{HERE}:UpdatesTwice", ("interface.checkpointed",), "update in the recomputed forward", SIZES, "torch.utils.checkpoint"),
-    Mutant("hidden_float", f"{HERE}:HiddenFloat", ("interface.precision",), "a .float() inside", SIZES, "vector-quantize-pytorch 1.32.0: x = x.float()"),
-    Mutant("state_in_half_under_autocast", f"{HERE}:StateInHalf", ("interface.autocast",), "EMA in bfloat16", SIZES, "EMA under autocast"),
     Mutant(
-        "compiles_without_update", f"{HERE}:CompilesWithoutUpdate", ("interface.compiled",), "no update when compiled", SIZES,
-        "an update behind is_compiling", profile="merge",
+        "mutable_default",
+        f"{HERE}:MutableDefault",
+        ("interface.instances_independent",),
+        "a module as default argument",
+        {},
+        "Python FAQ",
+    ),
+    Mutant(
+        "state_on_class",
+        f"{HERE}:StateOnClass",
+        ("interface.instances_independent",),
+        "a dict on the class",
+        SIZES,
+        "Python FAQ",
+    ),
+    Mutant(
+        "caches_norms",
+        f"{HERE}:CachesNorms",
+        ("interface.caches_coherent",),
+        "norms never refreshed",
+        SIZES,
+        "a cache that is never invalidated",
+    ),
+    Mutant(
+        "closure_over_self",
+        f"{HERE}:ClosureOverSelf",
+        ("interface.copies",),
+        "a lambda over self",
+        SIZES,
+        "deepcopy does not copy closures",
+    ),
+    Mutant(
+        "projection_not_saved",
+        f"{HERE}:ProjectionNotSaved",
+        ("interface.state_round_trip",),
+        "a projection outside the state_dict",
+        SIZES,
+        "BEST-RQ",
+    ),
+    Mutant(
+        "init_flag_lost",
+        f"{HERE}:InitFlagLost",
+        ("interface.state_round_trip",),
+        "the start flag is not saved",
+        SIZES,
+        "self.initialized = True",
+    ),
+    Mutant(
+        "scale_kept_in_self",
+        f"{HERE}:ScaleKeptInSelf",
+        ("interface.accumulates",),
+        "a hook reads self",
+        SIZES,
+        "gradient accumulation",
+    ),
+    Mutant(
+        "updates_twice",
+        f"{HERE}:UpdatesTwice",
+        ("interface.checkpointed",),
+        "update in the recomputed forward",
+        SIZES,
+        "torch.utils.checkpoint",
+        "merge",
     ),
 )

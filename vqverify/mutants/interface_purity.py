@@ -31,7 +31,9 @@ class CountsInEval(DictLayer):
 class StartsInEval(EmaLayer):
     """The codebook starts from the first batch, whichever mode it comes in."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("started", torch.tensor(data=False))
 
@@ -72,7 +74,7 @@ class ResidualInPlace(nn.Module):
         self.books = nn.ParameterList([nn.Parameter(torch.randn(codebook_size, dim)) for _ in range(2)])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, N, D) to z_q and codes (B, N, 2)."""
+        """Latents (B, N, D) to z_q and codes (B, N, 2)."""
         left, total, codes = z.detach(), torch.zeros_like(z), list[Tensor]()
         for book in self.books:
             codes.append(torch.cdist(left, book.detach()[None]).argmin(-1))
@@ -86,14 +88,16 @@ class ResidualInPlace(nn.Module):
 class ReturnsBuffer(EmaLayer):
     """In eval the loss is a buffer of zeros that is handed out itself."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     zero: Tensor
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Latents (…, D) to (z_q, codes, loss)."""
         z_q, codes, loss = super().forward(z)
         return z_q, codes, loss if self.training else self.zero
 
@@ -102,7 +106,7 @@ class ReusesOutput(DictLayer):
     """An output buffer is kept from call to call to save allocations."""
 
     def forward(self, z: Tensor) -> dict[str, Any]:
-        """z (B, N, D) to indices, quantized and loss."""
+        """Latents (B, N, D) to indices, quantized and loss."""
         out = super().forward(z)
         if torch.is_grad_enabled():
             return out
@@ -115,12 +119,14 @@ class ReusesOutput(DictLayer):
 class MomentsWithGraph(EmaLayer):
     """A running mean of the latents keeps the graph of every batch."""
 
-    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
+    ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("mean", torch.zeros(dim))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Latents (…, D) to (z_q, codes, loss)."""
         if self.training:
             self.mean = 0.9 * self.mean + 0.1 * z.reshape(-1, z.shape[-1]).mean(0)
         return super().forward(z)
@@ -150,17 +156,84 @@ HERE = "vqverify.mutants.interface_purity"
 SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
-    Mutant("eval_counts", f"{HERE}:CountsInEval", ("interface.eval_pure",), "a counter runs in eval", SIZES, "usage statistics"),
     Mutant(
-        "starts_in_eval", f"{HERE}:StartsInEval", ("interface.eval_pure",), "data-dependent start in eval", SIZES,
+        "eval_counts",
+        f"{HERE}:CountsInEval",
+        ("interface.eval_pure",),
+        "a counter runs in eval",
+        SIZES,
+        "usage statistics",
+    ),
+    Mutant(
+        "starts_in_eval",
+        f"{HERE}:StartsInEval",
+        ("interface.eval_pure",),
+        "data-dependent start in eval",
+        SIZES,
         "vector-quantize-pytorch 1.32.0: kmeans_init at the first call, in eval too",
     ),
-    Mutant("dropout_in_eval", f"{HERE}:DropoutInEval", ("interface.eval_deterministic",), "dropout left on", SIZES, "F.dropout defaults to training=True"),
-    Mutant("clamps_in_place", f"{HERE}:ClampsInPlace", ("interface.input_unchanged",), ".data.clamp_ on the input", SIZES, "systematic: in place"),
-    Mutant("residual_in_place", f"{HERE}:ResidualInPlace", ("interface.input_unchanged",), "detach() shares memory", SIZES, "residual -= q after z.detach()"),
-    Mutant("returns_buffer", f"{HERE}:ReturnsBuffer", ("interface.no_alias",), "a buffer is handed out", SIZES, "vector-quantize-pytorch 1.32.0: self.zero"),
-    Mutant("reuses_output", f"{HERE}:ReusesOutput", ("interface.no_alias",), "one output buffer for all calls", SIZES, "saved allocations"),
-    Mutant("moments_with_graph", f"{HERE}:MomentsWithGraph", ("interface.graph_free",), "a mean with its graph", SIZES, "a missing detach"),
-    Mutant("keeps_loss", f"{HERE}:KeepsLoss", ("interface.graph_free", "interface.copies"), "the loss is kept with its graph", IMAGE, "self.loss = loss"),
-    Mutant("rotates_value_with_grad", f"{HERE}:RotatesValueWithGrad", ("interface.no_grad_same",), "the value depends on grad mode", SIZES, "theory T14"),
+    Mutant(
+        "dropout_in_eval",
+        f"{HERE}:DropoutInEval",
+        ("interface.eval_deterministic",),
+        "dropout left on",
+        SIZES,
+        "F.dropout defaults to training=True",
+    ),
+    Mutant(
+        "clamps_in_place",
+        f"{HERE}:ClampsInPlace",
+        ("interface.input_unchanged",),
+        ".data.clamp_ on the input",
+        SIZES,
+        "systematic: in place",
+    ),
+    Mutant(
+        "residual_in_place",
+        f"{HERE}:ResidualInPlace",
+        ("interface.input_unchanged",),
+        "detach() shares memory",
+        SIZES,
+        "residual -= q after z.detach()",
+    ),
+    Mutant(
+        "returns_buffer",
+        f"{HERE}:ReturnsBuffer",
+        ("interface.no_alias",),
+        "a buffer is handed out",
+        SIZES,
+        "vector-quantize-pytorch 1.32.0: self.zero",
+    ),
+    Mutant(
+        "reuses_output",
+        f"{HERE}:ReusesOutput",
+        ("interface.no_alias",),
+        "one output buffer for all calls",
+        SIZES,
+        "saved allocations",
+    ),
+    Mutant(
+        "moments_with_graph",
+        f"{HERE}:MomentsWithGraph",
+        ("interface.graph_free",),
+        "a mean with its graph",
+        SIZES,
+        "a missing detach",
+    ),
+    Mutant(
+        "keeps_loss",
+        f"{HERE}:KeepsLoss",
+        ("interface.graph_free", "interface.copies"),
+        "the loss is kept with its graph",
+        IMAGE,
+        "self.loss = loss",
+    ),
+    Mutant(
+        "rotates_value_with_grad",
+        f"{HERE}:RotatesValueWithGrad",
+        ("interface.no_grad_same",),
+        "the value depends on grad mode",
+        SIZES,
+        "theory T14",
+    ),
 )
