@@ -1,11 +1,12 @@
 """Grouped, sign, reparametrized and stochastic quantizers, against their definitions."""
 
+import copy
 import math
 
 import pytest
 import torch
 
-from vqverify.reference import LFQ, SQVAE, GroupedVQ, SimVQ, VectorQuantizer, nearest_codes
+from vqverify.reference import FSQ, LFQ, SQVAE, GroupedVQ, GumbelVQ, SimVQ, VectorQuantizer, nearest_codes
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +117,33 @@ def test_levels_of_any_kind_share_one_interface():
         assert torch.equal(layer.decode(out.codes), out.z_q)
         for n in (0, 1):
             assert layer(torch.randn(n, 6)).loss.isfinite()
+
+
+LAYERS = {
+    "grouped": lambda: GroupedVQ(6, 4),
+    "lfq": lambda: LFQ(6),
+    "simvq": lambda: SimVQ(6, 4),
+    "sqvae": lambda: SQVAE(6, 4).eval(),
+    "gumbel": lambda: GumbelVQ(6, 4).eval(),
+    "fsq": lambda: FSQ([3, 4, 5, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_mask_is_the_kept_latents_alone(name):
+    layer = LAYERS[name]()
+    other = copy.deepcopy(layer)
+    z, keep = torch.randn(30, 6), torch.rand(30) > 0.4
+    padded = torch.where(keep[:, None], z, float("nan")).requires_grad_()
+    alone = z[keep].requires_grad_()
+    masked, plain = layer(padded, mask=keep), other(alone)
+    assert torch.equal(masked.codes[keep], plain.codes)
+    assert (masked.codes[~keep] == -1).all()
+    assert torch.allclose(masked.z_q[keep], plain.z_q, atol=1e-6)
+    assert (masked.z_q[~keep] == 0).all()
+    assert masked.loss.item() == pytest.approx(plain.loss.item(), rel=1e-5)
+    (masked.z_q.sum() + masked.loss).backward()
+    (plain.z_q.sum() + plain.loss).backward()
+    assert torch.allclose(padded.grad[keep], alone.grad, atol=1e-6)
+    assert (padded.grad[~keep] == 0).all()
+    assert layer(torch.randn(3, 6), mask=torch.zeros(3, dtype=torch.bool)).loss.isfinite()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import decoded, enter, kept, leave
 from vqverify.reference.estimators import straight_through
-from vqverify.reference.result import Quantized
 from vqverify.reference.sampling import gumbel_like
+
+if TYPE_CHECKING:
+    from vqverify.reference.result import Quantized
 
 
 class GumbelVQ(nn.Module):
@@ -56,15 +60,18 @@ class GumbelVQ(nn.Module):
         self.logits = nn.Linear(dim, codebook_size)
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Args:
+            z: the latents.
+            mask: bool, the shape of the codes; False drops a latent: z_q 0, code -1, out of the loss.
 
         Raises:
             TypeError: on a dtype that is not floating-point.
             ValueError: on a shape that does not fit.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         logits = self.logits(rows)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         noisy = logits + gumbel_like(logits) if self.training else logits
@@ -72,14 +79,14 @@ class GumbelVQ(nn.Module):
         hard = nn.functional.one_hot(codes, self.codebook_size)
         weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
         z_q = (weights @ self.codebook.to(weights.dtype)).to(z.dtype)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, self._loss(logits))
+        loss = self._loss(kept(logits, mask))
+        return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors; -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.codebook_size)
         z_q = nn.functional.embedding(index.clamp(min=0), self.codebook)
-        z_q = z_q.where((index >= 0).unsqueeze(-1), 0)
-        return z_q.movedim(-1, 1) if self.channel_first else z_q
+        return decoded(z_q, index, channel_first=self.channel_first)
 
     def _loss(self, logits: Tensor) -> Tensor:
         log_p = torch.log_softmax(logits, -1)

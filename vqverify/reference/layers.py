@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import decoded, enter, leave
 from vqverify.reference._life_cycle import keep_wide, recomputing
 from vqverify.reference.affine import as_affine
 from vqverify.reference.codebooks import broadcast
@@ -17,7 +18,6 @@ from vqverify.reference.learners import Learner
 from vqverify.reference.lookup import directions, nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
 from vqverify.reference.replacement import as_replacement
-from vqverify.reference.result import Quantized
 from vqverify.reference.sampling import sample_codes
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vqverify.reference.affine import LearnableAffine, MomentAffine
     from vqverify.reference.estimators import Estimator
     from vqverify.reference.replacement import Replacement
+    from vqverify.reference.result import Quantized
 
 
 class VectorQuantizer(nn.Module):
@@ -141,13 +142,9 @@ class VectorQuantizer(nn.Module):
             TypeError: on a dtype that is not floating-point.
             ValueError: on a shape that does not fit, or latents that are not finite; the state is untouched.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
-        if mask is not None:
-            _checks.mask(mask, rows.shape[:-1])
-            rows = torch.where(mask.unsqueeze(-1), rows, 0)
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         z_q, codes, loss = self.quantize(rows, rows, mask)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+        return leave(z_q, codes, loss, None, channel_first=self.channel_first)
 
     def quantize(self, z: Tensor, anchor: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize checked latents (..., D): the pass itself, for layers that are built of this one.
@@ -174,12 +171,10 @@ class VectorQuantizer(nn.Module):
         z_q = self.estimator(latents, q)
         if self.synchronized:
             z_q = synchronize(z_q, q, self.synchronized)
-        if mask is not None:
-            codes = torch.where(mask, codes, -1)
-            z_q = torch.where(mask.unsqueeze(-1), z_q, 0)
+        out = leave(z_q, codes, loss, mask, channel_first=False)
         if self.training and not again:
-            self._learn(latents.detach(), codes, mask)
-        return Quantized(z_q, codes, loss)
+            self._learn(latents.detach(), out.codes, mask)
+        return out
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors (..., D), or (B, D, ...) with ``channel_first``; -1 (dropped) gives 0.
@@ -190,8 +185,7 @@ class VectorQuantizer(nn.Module):
         """
         index = _checks.code_indices(codes, self.codebook_size)
         q = nn.functional.embedding(index.clamp(min=0), self.effective_codebook())
-        q = torch.where((index >= 0).unsqueeze(-1), q, 0)
-        return q.movedim(-1, 1) if self.channel_first else q
+        return decoded(q, index, channel_first=self.channel_first)
 
     def effective_codebook(self, *, previous: bool = False) -> Tensor:
         """Return the codes (K, D) that latents are compared with, differentiable where they are learnt so.

@@ -15,7 +15,6 @@ from vqverify.reference import _checks, _tree
 from vqverify.reference._exact import settle
 from vqverify.reference._products import certified, prepare
 
-
 _SMALL = 1 << 15
 """Up to so many differences in all, computing them costs less than setting up the products."""
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import decoded, enter, leave
 from vqverify.reference.layers import VectorQuantizer
-from vqverify.reference.result import Quantized
+
+if TYPE_CHECKING:
+    from vqverify.reference.result import Quantized
 
 
 class ProjectedCosineVQ(nn.Module):
@@ -61,19 +66,14 @@ class ProjectedCosineVQ(nn.Module):
         Arguments and errors are those of :meth:`VectorQuantizer.forward`. A masked latent gives 0: the biases
         do not reach it.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
-        if mask is not None:
-            _checks.mask(mask, rows.shape[:-1])
-            rows = rows.where(mask.unsqueeze(-1), 0)
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         inner = self.quantizer(self.project_in(rows), mask)
         z_q = self.project_out(inner.z_q)
-        if mask is not None:
-            z_q = z_q.where(mask.unsqueeze(-1), 0)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, inner.codes, inner.loss)
+        return leave(z_q, inner.codes, inner.loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return z_q of codes (...): the code's vector, projected back; -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.quantizer.codebook_size)
-        z_q = self.project_out(self.quantizer.decode(index)).where((index >= 0).unsqueeze(-1), 0)
-        return z_q.movedim(-1, 1) if self.channel_first else z_q
+        return decoded(
+            self.project_out(self.quantizer.decode(index)), index, channel_first=self.channel_first
+        )

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import enter, leave
 from vqverify.reference.layers import VectorQuantizer
-from vqverify.reference.result import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vqverify.reference.result import Quantized
 
 
 class ResidualVQ(nn.Module):
@@ -71,11 +73,7 @@ class ResidualVQ(nn.Module):
         Returns:
             z_q = Σ q_i, summed from the first level on; codes (..., L); loss, the sum of the levels' losses.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
-        if mask is not None:
-            _checks.mask(mask, rows.shape[:-1])
-            rows = torch.where(mask.unsqueeze(-1), rows, 0)
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         attached = anchor = rows
         z_q = loss = None
         codes: list[Tensor] = []
@@ -88,7 +86,7 @@ class ResidualVQ(nn.Module):
             codes.append(out.codes)
         assert z_q is not None
         assert loss is not None
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, torch.stack(codes, -1), loss)
+        return leave(z_q, torch.stack(codes, -1), loss, None, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return Σ q_i for codes (..., h), h ≤ L: the first h levels. A level with code -1 adds nothing.

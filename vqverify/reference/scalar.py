@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import decoded, enter, leave
 from vqverify.reference.estimators import straight_through
-from vqverify.reference.result import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vqverify.reference.result import Quantized
 
 
 class FSQ(nn.Module):
@@ -59,8 +61,12 @@ class FSQ(nn.Module):
         self.register_buffer("levels", torch.tensor(sizes), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Args:
+            z: the latents.
+            mask: bool, the shape of the codes; False drops a latent: z_q 0, code -1, out of the loss.
 
         Returns:
             z_q; codes, Σ ℓ_i Π_{j<i} L_j with ℓ_i in [0, L_i), int64; loss, always 0: there is nothing to
@@ -70,15 +76,14 @@ class FSQ(nn.Module):
             TypeError: on a dtype that is not floating-point.
             ValueError: on a shape that does not fit, or NaN in the latents.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         bounded = self.bound(rows)
         grid = bounded.detach().round()
         _require_number(grid)
         z_q = (straight_through(bounded, grid) / self._width(grid)).to(z.dtype)
         codes = self.pack(grid)
         loss = z_q.new_zeros((), dtype=bounded.dtype)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+        return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 
     def bound(self, z: Tensor) -> Tensor:
         """Return h tanh(z + s) - o (..., D), in at least float32, differentiable."""
@@ -101,8 +106,7 @@ class FSQ(nn.Module):
         index = _checks.code_indices(codes, self.codebook_size).unsqueeze(-1)
         grid = (index // self.strides) % self.levels - self.levels // 2
         grid = grid.to(torch.get_default_dtype())
-        z_q = torch.where(index >= 0, grid / self._width(grid), 0)
-        return z_q.movedim(-1, 1) if self.channel_first else z_q
+        return decoded(grid / self._width(grid), index.squeeze(-1), channel_first=self.channel_first)
 
     def extra_repr(self) -> str:
         """Return the levels for ``print``."""

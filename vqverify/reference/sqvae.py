@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import decoded, enter, kept, leave
 from vqverify.reference.estimators import straight_through
-from vqverify.reference.result import Quantized
 from vqverify.reference.sampling import gumbel_like
+
+if TYPE_CHECKING:
+    from vqverify.reference.result import Quantized
 
 
 class SQVAE(nn.Module):
@@ -61,15 +66,18 @@ class SQVAE(nn.Module):
         start = torch.tensor(_checks.positive_number("variance", variance))
         self.log_variance = nn.Parameter(start.log())
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Args:
+            z: the latents.
+            mask: bool, the shape of the codes; False drops a latent: z_q 0, code -1, out of the loss.
 
         Raises:
             TypeError: on a dtype that is not floating-point.
             ValueError: on a shape that does not fit.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         wide = torch.promote_types(torch.promote_types(z.dtype, self.codebook.dtype), torch.float32)
         codebook = self.codebook.to(wide)
         # differences, not the expanded square: the latents may lie anywhere
@@ -80,15 +88,14 @@ class SQVAE(nn.Module):
         hard = nn.functional.one_hot(codes, self.codebook_size)
         weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
         z_q = (weights @ codebook).to(z.dtype)
-        loss = self._loss(distance, log_p)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+        loss = self._loss(kept(distance, mask), kept(log_p, mask))
+        return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors; -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.codebook_size)
         z_q = nn.functional.embedding(index.clamp(min=0), self.codebook)
-        z_q = torch.where((index >= 0).unsqueeze(-1), z_q, 0)
-        return z_q.movedim(-1, 1) if self.channel_first else z_q
+        return decoded(z_q, index, channel_first=self.channel_first)
 
     def _loss(self, distance: Tensor, log_p: Tensor) -> Tensor:
         energy = 0.5 * distance * torch.exp(-self.log_variance)

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._layout import decoded, enter, kept, leave
 from vqverify.reference.estimators import ESTIMATORS, straight_through
 from vqverify.reference.layers import VectorQuantizer
 from vqverify.reference.lookup import nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
-from vqverify.reference.result import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vqverify.reference.result import Quantized
 
 
 class GroupedVQ(nn.Module):
@@ -75,8 +77,7 @@ class GroupedVQ(nn.Module):
         Returns:
             z_q; codes (..., G); loss, the mean of the groups' losses: that of one quantizer of D channels.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         groups = cast("Iterable[VectorQuantizer]", self.groups)
         outs = [
             group(part, mask) for group, part in zip(groups, rows.chunk(self.num_groups, -1), strict=True)
@@ -84,7 +85,7 @@ class GroupedVQ(nn.Module):
         z_q = torch.cat([out.z_q for out in outs], -1)
         loss = torch.stack([out.loss for out in outs]).mean()
         codes = torch.stack([out.codes for out in outs], -1)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+        return leave(z_q, codes, loss, None, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return z_q of codes (..., G); -1 (dropped) gives 0 in its group.
@@ -149,33 +150,35 @@ class LFQ(nn.Module):
         self.channel_first = channel_first
         self.register_buffer("powers", 2 ** torch.arange(dim), persistent=False)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents (..., D), or (B, D, ...) with ``channel_first``; straight-through.
+
+        Args:
+            z: the latents.
+            mask: bool, the shape of the codes; False drops a latent: z_q 0, code -1, out of the loss.
 
         Raises:
             TypeError: on a dtype that is not floating-point.
             ValueError: on a shape that does not fit.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         positive = rows.detach() > 0
         q = torch.where(positive, 1.0, -1.0).to(rows.dtype)
         z_q = straight_through(rows, q)
-        loss = self.commitment_weight * commitment_loss(rows, q)
+        loss = self.commitment_weight * commitment_loss(rows, q, mask)
         if self.entropy_weight:
-            loss = loss + self.entropy_weight * self._entropy(rows)
+            loss = loss + self.entropy_weight * self._entropy(kept(rows, mask))
         codes = (positive * self.powers).sum(-1)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+        return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the signs of codes (...); -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.codebook_size).unsqueeze(-1)
         z_q = torch.where((index & self.powers) > 0, 1.0, -1.0)
-        z_q = torch.where(index >= 0, z_q, 0)
-        return z_q.movedim(-1, 1) if self.channel_first else z_q
+        return decoded(z_q, index.squeeze(-1), channel_first=self.channel_first)
 
     def _entropy(self, z: Tensor) -> Tensor:
-        wide = z.to(torch.promote_types(z.dtype, torch.float32)).reshape(-1, self.dim)
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
         # beyond this both entropy and its gradient are 0
         logit = (4 * wide / self.temperature).clamp(-1e4, 1e4)
         p = torch.sigmoid(logit)
@@ -221,27 +224,28 @@ class SimVQ(nn.Module):
         self.transform = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.transform.weight)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
+
+        Args:
+            z: the latents.
+            mask: bool, the shape of the codes; False drops a latent: z_q 0, code -1, out of the loss.
 
         Raises:
             TypeError: on a dtype that is not floating-point.
             ValueError: on a shape that does not fit, or latents that are not finite.
         """
-        _checks.latents("z", z, self.dim, axis=1 if self.channel_first else -1)
-        rows = z.movedim(1, -1) if self.channel_first else z
+        rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         codebook = self.transform(self.basis)
         codes = nearest_codes(rows, codebook)
         q = nn.functional.embedding(codes, codebook)
-        loss = self.commitment_weight * commitment_loss(rows, q) + self.codebook_weight * codebook_loss(
-            rows, q
-        )
+        loss = self.commitment_weight * commitment_loss(rows, q, mask)
+        loss = loss + self.codebook_weight * codebook_loss(rows, q, mask)
         z_q = self.estimator(rows, q)
-        return Quantized(z_q.movedim(-1, 1) if self.channel_first else z_q, codes, loss)
+        return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors; -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.codebook_size)
         z_q = nn.functional.embedding(index.clamp(min=0), self.transform(self.basis))
-        z_q = torch.where((index >= 0).unsqueeze(-1), z_q, 0)
-        return z_q.movedim(-1, 1) if self.channel_first else z_q
+        return decoded(z_q, index, channel_first=self.channel_first)
