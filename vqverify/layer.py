@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqverify import capture, state
+from vqverify import capture, made, state
 from vqverify.bounds import Violation
 from vqverify.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
 from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
@@ -202,27 +202,34 @@ class Layer:
 
     def codebooks(self) -> tuple[Tensor, ...]:
         tensors = state.all_tensors(self.module)
-        record = self.recorded() if self._made else []
-        return tuple(
-            _read_record(record, slot) if slot.transform == "made" else _effective(slot, _view(tensors, slot).detach().clone())
-            for slot in self.plan.slots
-        )
+        if self._made:
+            return self._computed()
+        return tuple(_effective(slot, _view(tensors, slot).detach().clone()) for slot in self.plan.slots)
 
     @property
     def _made(self) -> bool:
         return any(slot.transform == "made" for slot in self.plan.slots)
 
-    def recorded(self) -> list[Tensor]:
-        """Every floating tensor of an eval pass on fixed latents, in order: where codes that are computed can be read."""
-        saved, recorder = state.take(self.module), capture.Recorder()
-        z = torch.full((max(2, self.plan.min_n), self.domain.dim), 0.5, dtype=self.domain.dtype)
+    def _computed(self) -> tuple[Tensor, ...]:
+        """Codes that are read from an eval pass on fixed latents."""
+        saved, recorder, call = state.take(self.module), capture.Recorder(), self._call(None)
+        n = max(32, self.plan.min_n)
+        z = torch.randn(n, self.domain.dim, generator=torch.Generator().manual_seed(0x5EED2000)).to(self.domain.dtype)
         try:
-            with guarded("an eval pass"), forked(0), torch.no_grad(), recorder:
+            with guarded("an eval pass"), forked(0), torch.no_grad():
                 self.module.eval()
-                getattr(self.module, self.plan.method)(enter(z, self._call(None).layout), **self.plan.arguments)
+                with recorder:
+                    raw = getattr(self.module, self.plan.method)(enter(z, call.layout), **self.plan.arguments)
+                codes = cast("Tensor", self._codes(raw, call, n, 1))
         finally:
             state.put_back(saved)
-        return recorder.tensors
+        found: list[Tensor] = []
+        for level, slot in enumerate(self.plan.slots):
+            rows = made.find(recorder.tensors, codes, level, *cast("tuple[int, int]", slot.shape))
+            if rows is None:
+                raise Violation("state", f"a pass no longer computes the codes of level {level} from {slot.name}")
+            found.append(rows)
+        return tuple(found)
 
     @torch.no_grad()
     def set_codebook(self, codebook: Sequence[Tensor]) -> None:
@@ -322,13 +329,6 @@ def _view(tensors: Mapping[str, Tensor], slot: Slot) -> Tensor:
     except (KeyError, IndexError):
         raise Violation("state", f"the tensor {slot.name}{list(slot.index)} is gone from the layer's state") from None
     return tensor.t() if slot.transposed else tensor
-
-
-def _read_record(record: Sequence[Tensor], slot: Slot) -> Tensor:
-    try:
-        return record[slot.position][slot.index].detach().clone()
-    except IndexError:
-        raise Violation("state", f"a pass no longer computes the codes of {slot.name}") from None
 
 
 def _effective(slot: Slot, rows: Tensor) -> Tensor:

@@ -37,14 +37,14 @@ class Slot:
         transposed: stored as (Dc, K).
         transform: what the layer makes of a stored row before it is a code; `made`: something unknown, so that the
             codes are read from a pass and cannot be set.
-        position: where they are in the record of a pass (`Layer.recorded`), for `made`; `index` then leads into it.
+        shape: (K, Dc) of the codes, for `made`.
     """
 
     name: str
     index: tuple[int, ...] = ()
     transposed: bool = False
     transform: Literal["identity", "normalize", "made"] = "identity"
-    position: int = -1
+    shape: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

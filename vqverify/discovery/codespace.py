@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqverify import capture
+from vqverify import capture, made
 from vqverify.discovery.measure import differs, scale_of
 from vqverify.state import all_tensors
 
@@ -35,14 +34,11 @@ def as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> tu
     bench.reset()
     record = bench.record(look.z)
     bench.reset()
-    if all(
-        _appear(record, look, level, effective(bench, slot), capture.COARSE)
-        for level, slot in enumerate(slots)
-    ):
+    if all(_appear(record, look, level, effective(bench, slot)) for level, slot in enumerate(slots)):
         return slots, text
-    made = _made(bench, look, slots, record)
-    if made:
-        return made, f"{text}; the codes are not these rows but computed from them, and read from a pass"
+    computed = _computed(bench, look, slots, record)
+    if computed:
+        return computed, f"{text}; the codes are not these rows but computed from them, and read from a pass"
     return (
         (),
         f"{text}, but the codes are not these rows: the layer transforms them in a way that is not known",
@@ -65,47 +61,37 @@ def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
 def effective(bench: Bench, slot: Slot) -> Tensor:
     """The codes of a slot as the layer uses them now, a copy."""
     if slot.transform == "made":
-        return bench.layer().recorded()[slot.position][slot.index].detach().clone()
+        return bench.layer().codebooks()[bench.plan.slots.index(slot)]
     rows = view(bench.trial.module, slot).detach().clone()
     return F.normalize(rows, dim=-1) if slot.transform == "normalize" else rows
 
 
-def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor, tolerance: float) -> bool:
-    """Whether a tensor of the pass holds the rows (K, Dc) that the codes of a level name."""
+def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor) -> bool:
+    """Whether a tensor of the pass holds, roughly, the rows (K, Dc) that the codes of a level name."""
     assert look.codes is not None
-    n, levels = look.codes.shape
     want = rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
-    spread = (want - want.mean(0)).norm()
-    return any(
-        bool(
-            (reading.rows(tensor.detach().to(want.dtype), want.shape[1], levels) - want).norm()
-            <= tolerance * spread
-        )
-        for tensor in record
-        for reading in capture.readings(tensor, n, want.shape[1], levels)
-        if reading.part in {None, level}
-    )
+    spread = float((want - want.mean(0)).norm())
+    return made.holds(record, want, level, look.codes.shape[1], capture.COARSE * spread)
 
 
-def _made(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> tuple[Slot, ...]:
-    """Slots that read the codes from a pass, where a tensor of it has the rows that codes name; else ()."""
-    computed = bench.layer().recorded()
+def _computed(
+    bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]
+) -> tuple[Slot, ...]:
+    """Slots of codes that each pass computes, where passes have a tensor of them, the same for any latents."""
+    other = bench.look(bench.latents(96, 33))
+    if look.codes is None or other is None or other.codes is None:
+        return ()
+    again = bench.record(other.z)
+    bench.reset()
     found: list[Slot] = []
     for level, slot in enumerate(slots):
-        rows = len(view(bench.trial.module, slot))
-        places = (
-            replace(slot, index=index, transposed=False, transform="made", position=position)
-            for position, tensor in enumerate(computed)
-            if tensor.ndim >= 2
-            and tensor.shape[-2] == rows
-            and tensor.numel() <= 64 * rows * tensor.shape[-1]
-            for index in product(*(range(size) for size in tensor.shape[:-2]))
-            if _appear(record, look, level, tensor[index], 1e-3)
-        )
-        place = next(places, None)
-        if place is None:
+        count = len(view(bench.trial.module, slot))
+        rows, same = made.find(record, look.codes, level, count), made.find(again, other.codes, level, count)
+        if rows is None or same is None or rows.shape != same.shape:
             return ()
-        found.append(place)
+        if differs(rows, same, 1e-5 * scale_of(rows)).any():
+            return ()  # statistics of the batch are in the codes: there is no codebook before a pass
+        found.append(replace(slot, transform="made", shape=(count, rows.shape[1])))
     return tuple(found)
 
 
