@@ -7,11 +7,15 @@ then Hypothesis in blocks of 25 examples with a seed each, so that a longer prof
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import hypothesis
 import torch
@@ -229,8 +233,22 @@ def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count
     def collect(case: Case) -> None:
         cases.append(case)
 
-    collect()
+    with _storage():
+        collect()
     return cases
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    """Keep Hypothesis's own cache out of the folder that the user stands in."""
+    name = "HYPOTHESIS_STORAGE_DIRECTORY"
+    before = os.environ.get(name)
+    os.environ[name] = before or str(Path(tempfile.gettempdir()) / "vqverify-hypothesis")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _smallest(row: Invariant, subject: Quantizer, label: str, case: Case) -> tuple[Clause, Case]:
