@@ -96,6 +96,23 @@ def test_autocast_keeps_the_state_in_float32():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_inference_mode_and_no_grad_agree_with_grad(name):
+    layer = BUILDERS[name]()
+    others = [copy.deepcopy(layer) for _ in range(2)]
+    z = torch.randn(30, 6)
+    out = layer(z)
+    for other, mode in zip(others, (torch.no_grad, torch.inference_mode), strict=True):
+        with mode():
+            again = other(z)
+        assert torch.equal(out.z_q, again.z_q)
+        assert torch.equal(out.loss, again.loss)
+        for a, b in zip(layer.state_dict().values(), other.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+        x = z.clone().requires_grad_()
+        (other(x).z_q.sum() + other(x).loss).backward()
+
+
 def test_strided_inputs_and_inplace_use_of_the_output():
     layer = VectorQuantizer(6, 16).eval()
     z = torch.randn(6, 40)
@@ -158,6 +175,15 @@ def _half_batch(rank, world, folder, z, results):
     results.put((rank, {name: value.numpy() for name, value in layer.state_dict().items()}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_decode_compiles():
+    torch._dynamo.reset()
+    layer = VectorQuantizer(6, 16).eval()
+    codes = torch.tensor([3, -1, 5])
+    compiled = torch.compile(layer.decode, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(codes), layer.decode(codes))
 
 
 @pytest.mark.nightly

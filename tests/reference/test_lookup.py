@@ -168,3 +168,17 @@ def test_autocast_does_not_lower_the_precision():
 
 def test_operator_is_well_formed():
     torch.library.opcheck(lookup_module._search_op, (torch.randn(8, 3), torch.randn(4, 3)))
+
+
+def test_precision_settings_of_the_user_do_not_matter_and_stay():
+    """ "medium" lets float32 products run in bfloat16, where the CPU can."""
+    generator = torch.Generator().manual_seed(5)
+    z, codes = torch.randn(400, 64, generator=generator), torch.randn(300, 64, generator=generator)
+    plain = nearest_codes(z, codes)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert torch.equal(nearest_codes(z, codes), plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
