@@ -15,10 +15,12 @@ from vqverify.invariants import (  # noqa: F401  (each import registers its rows
     rotation,
     gap,
     loss,
+    loss_terms,
     update,
     stochastic,
     residual,
     fsq,
+    metrics,
     structure,
     honesty,
 )

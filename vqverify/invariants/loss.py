@@ -22,14 +22,14 @@ PLAIN = (*TERMS, "structure=plain", "metric=euclidean")
 CORNERS = ("on-code", "single", "tie", "parallel", "far", "off-centre")
 
 
-def _these_terms(subject: Quantizer) -> tuple[str | None, ...]:
+def these_terms(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where the loss was found to be of commitment and codebook terms only."""
     return () if trait(subject, "loss_coefficients") is None else (None,)
 
 
 def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where, beside, somebody declares a weight: its term is then judged by itself."""
-    return (None,) if weight_argument(subject) and "commitment_weight" in subject.claims else _these_terms(subject)
+    return (None,) if weight_argument(subject) and "commitment_weight" in subject.claims else these_terms(subject)
 
 
 @invariant(
@@ -67,7 +67,7 @@ def _worst(clauses: list[Clause]) -> float:
 
 
 @invariant(
-    "loss.value", source="van den Oord 2017 eq. 3; theory T16", needs=TERMS, parts=_these_terms, corners=CORNERS, state="both",
+    "loss.value", source="van den Oord 2017 eq. 3; theory T16", needs=TERMS, parts=these_terms, corners=CORNERS, state="both",
     mutants=("loss_halved", "loss_sign"), follows=("loss.gradients",),
     hint="mean over batch and features, |·|² and not |·|, the weight once.",
 )
@@ -130,7 +130,7 @@ def _patched(out: Quantized, index: int) -> bool:
 
 
 @invariant(
-    "loss.zero_at_codes", source="van den Oord 2017 eq. 3; theory T16", needs=(*TERMS, "structure=plain"), parts=_these_terms, corners=CORNERS, mutants=("loss_offset", "loss_sign"),
+    "loss.zero_at_codes", source="van den Oord 2017 eq. 3; theory T16", needs=(*TERMS, "structure=plain"), parts=these_terms, corners=CORNERS, mutants=("loss_offset", "loss_sign"),
     hint="a squared distance is ≥ 0 and vanishes where latent and code agree: look for a sign, an ε or a constant.",
 )
 def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -158,7 +158,7 @@ def _most(subject: Quantizer, found: Measured) -> float:
 
 @invariant(
     "loss.duplication", source="definition of a mean; theory T16", mutants=("loss_bessel",),
-    needs=(*TERMS, "deterministic", "reduction!=sum|batch-mean"), parts=_these_terms, corners=("single", "tie", "parallel"),
+    needs=(*TERMS, "deterministic", "reduction!=sum|batch-mean"), parts=these_terms, corners=("single", "tie", "parallel"),
     hint="divide by the number of elements that were added up, no more and no less: padding and N − 1 are not it.",
 )
 def duplication(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -180,7 +180,7 @@ def duplication(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "loss.homogeneous", source="theory T16, T27", needs=(*PLAIN, "settable", "deterministic"), parts=_these_terms, corners=("single", "tie", "parallel"),
+    "loss.homogeneous", source="theory T16, T27", needs=(*PLAIN, "settable", "deterministic"), parts=these_terms, corners=("single", "tie", "parallel"),
     mutants=("loss_offset",), follows=("loss.value",),
     hint="|z − q|² scales with the square of the data: a norm without its square, a hidden normalisation or an ε does not.",
 )

@@ -151,6 +151,22 @@ class Sign(_EmaLoss):
         return -super().cost(z, q)
 
 
+class WeightSquared(_EmaLoss):
+    """The weight is applied where the term is made, and where it is added."""
+
+    def cost(self, z: Tensor, q: Tensor) -> Tensor:
+        """w² |z − q|²."""
+        return self.commitment_weight * super().cost(z, q)
+
+
+class WeightIgnored(_EmaLoss):
+    """The weight is stored and never read."""
+
+    def cost(self, z: Tensor, q: Tensor) -> Tensor:
+        """|z − q|²/4, whatever the weight."""
+        return 0.25 * F.mse_loss(z, q)
+
+
 class SwappedUnderEma(_EmaLoss):
     """The latents are detached, and the codes are a buffer: nothing is left to move."""
 
@@ -191,6 +207,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("loss_sign", f"{HERE}:Sign", ("loss.zero_at_codes", *GRADIENTS), "sign lost", SIZES, "systematic: sign"),
     Mutant("loss_bessel", f"{HERE}:Bessel", ("loss.duplication",), "divided by N·D − 1", IMAGE, "systematic: off by one"),
     Mutant("loss_huber", f"{HERE}:Huber", GRADIENTS, "smooth_l1 for mse", IMAGE, "systematic: another loss"),
+    Mutant("loss_weight_squared", f"{HERE}:WeightSquared", ("loss.terms", *GRADIENTS), "weight applied twice", SIZES, "systematic: squared"),
+    Mutant("loss_weight_ignored", f"{HERE}:WeightIgnored", ("loss.terms",), "weight never read", SIZES, "systematic: dead kwarg"),
     Mutant("loss_swapped_under_ema", f"{HERE}:SwappedUnderEma", ("loss.trains",), "latents detached beside a buffer codebook", SIZES, "systematic: detached"),
     Mutant("loss_commitment_detached", f"{HERE}:CommitmentDetached", GRADIENTS, "commitment in value only", SIZES, "systematic: .data"),
 )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
+from vqverify.mutants.base import ImageLayer
 
 
 class StackLayer(nn.Module):
@@ -224,9 +225,151 @@ class NoisyTrain(ScalarLayer):
         return (bounded + (grid - bounded).detach()) / (self._l // 2), self.index(grid.detach())
 
 
+class GroupLayer(nn.Module):
+    """(B, N, D), G codebooks (G, K, D/G) learned by EMA without smoothing, codes (B, N, G). The control."""
+
+    def __init__(self, dim: int, codebook_size: int, num_groups: int = 2, decay: float = 0.9) -> None:
+        super().__init__()
+        self.decay, self.groups = decay, num_groups
+        self.register_buffer("codes", torch.randn(num_groups, codebook_size, dim // num_groups))
+        self.register_buffer("counts", torch.ones(num_groups, codebook_size))
+        self.register_buffer("sums", self.codes.clone())
+
+    codes: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Latents as they are searched, (G, N, D/G)."""
+        return x
+
+    @torch.no_grad()
+    def update(self, x: Tensor, index: Tensor) -> None:
+        """One EMA step a group."""
+        hot = F.one_hot(index, self.codes.shape[1]).to(x)
+        self.counts.mul_(self.decay).add_(hot.sum(1), alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(hot.transpose(1, 2) @ x, alpha=1 - self.decay)
+        self.codes.copy_(self.sums / self.counts.unsqueeze(-1))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, N, D) to (z_q, codes)."""
+        x = z.reshape(-1, self.groups, z.shape[-1] // self.groups).transpose(0, 1)
+        index = torch.cdist(self.prepare(x.detach()), self.codes).argmin(-1)
+        q = torch.stack([F.embedding(i, book) for i, book in zip(index, self.codes, strict=True)])
+        if self.training:
+            self.update(x.detach(), index)
+        out = (x + (q - x).detach()).transpose(0, 1).reshape(z.shape)
+        return out, index.t().reshape(*z.shape[:-1], self.groups)
+
+
+class NormalisedTogether(GroupLayer):
+    """In training the search sees latents scaled by the norm of the whole latent."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Scaled by 1/(1 + |z|²) over every group."""
+        return x / (1 + x.square().sum((0, 2), keepdim=True)) if self.training else x
+
+
+class AveragedTogether(GroupLayer):
+    """Counts are added up over the groups."""
+
+    @torch.no_grad()
+    def update(self, x: Tensor, index: Tensor) -> None:
+        """One EMA step with the counts of all groups."""
+        hot = F.one_hot(index, self.codes.shape[1]).to(x)
+        self.counts.mul_(self.decay).add_(hot.sum((0, 1)).expand_as(self.counts), alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(hot.transpose(1, 2) @ x, alpha=1 - self.decay)
+        self.codes.copy_(self.sums / self.counts.unsqueeze(-1))
+
+
+class SignLayer(nn.Module):
+    """(B, N, D), signs and their bits, no stored codebook. The control of its mutants."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def signs(self, z: Tensor) -> Tensor:
+        """±1."""
+        return torch.where(z > 0, 1.0, -1.0).to(z)
+
+    def index(self, q: Tensor) -> Tensor:
+        """Σ 2ⁱ[qᵢ > 0]."""
+        return ((q > 0).long() << torch.arange(self.dim)).sum(-1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (B, N, D) to (z_q, codes)."""
+        q = self.signs(z)
+        return z + (q - z).detach(), self.index(q)
+
+
+class SignOfZero(SignLayer):
+    """torch.sign: 0 has no sign, and no code."""
+
+    def signs(self, z: Tensor) -> Tensor:
+        """−1, 0 or 1."""
+        return z.sign()
+
+
+class BitsInt8(SignLayer):
+    """Bits packed into one byte, whatever D."""
+
+    def index(self, q: Tensor) -> Tensor:
+        """Wraps at 128."""
+        return super().index(q).to(torch.int8)
+
+
+class BitLost(SignLayer):
+    """2^(i − 1): the first two bits weigh the same."""
+
+    def index(self, q: Tensor) -> Tensor:
+        """Σ 2^max(i − 1, 0)."""
+        return ((q > 0).long() << (torch.arange(self.dim) - 1).clamp_min(0)).sum(-1)
+
+
+class Reporting(ImageLayer):
+    """ImageLayer that reports other numbers in the place of its perplexity. The control: usage."""
+
+    def report(self, codes: Tensor, size: int) -> Tensor:
+        """Share of the codes in use."""
+        return torch.tensor(len(codes.unique()) / size)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z (B, D, H, W) to (loss, z_q, number, codes)."""
+        loss, z_q, _, codes = super().forward(z)
+        return loss, z_q, self.report(codes, self.embedding.num_embeddings), codes
+
+
+class PerplexityBase(Reporting):
+    """2 to the power of an entropy in nats."""
+
+    def report(self, codes: Tensor, size: int) -> Tensor:
+        """2^H, H in nats."""
+        p = torch.bincount(codes.flatten(), minlength=size) / codes.numel()
+        return 2.0 ** -(p * (p + 1e-10).log()).sum()
+
+
+class PerplexityEpsilon(Reporting):
+    """An ε of a thousandth inside the logarithm."""
+
+    def report(self, codes: Tensor, size: int) -> Tensor:
+        """exp H of p + 10⁻³."""
+        p = torch.bincount(codes.flatten(), minlength=size) / codes.numel()
+        return (-(p * (p + 1e-3).log()).sum()).exp()
+
+
+class UsageOfRange(Reporting):
+    """The largest index for the number of codes."""
+
+    def report(self, codes: Tensor, size: int) -> Tensor:
+        """(max + 1)/K."""
+        return (codes.max() + 1) / size
+
+
 HERE = "vqverify.mutants.structure"
 STACK = {"dim": 8, "codebook_size": 16, "num_quantizers": 3}
 LEVELS = {"levels": [8, 5, 5]}
+IMAGE = {"num_embeddings": 16, "embedding_dim": 8}
 FSQ = ("fsq.bijection",)
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -250,4 +393,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("fsq_index_int8", f"{HERE}:IndexInt8", FSQ, "code in int8", LEVELS, "systematic: dtype"),
     Mutant("fsq_basis_inclusive", f"{HERE}:BasisInclusive", FSQ, "strides from L₁ on", LEVELS, "systematic: off by one"),
     Mutant("fsq_noise_in_code", f"{HERE}:NoisyTrain", FSQ, "code after the noise", LEVELS, "systematic: order of operations"),
+    Mutant("groups_normalised_together", f"{HERE}:NormalisedTogether", ("product.independent",), "one norm over all groups",
+           {"dim": 8, "codebook_size": 16}, "systematic: wrong axis"),
+    Mutant("groups_averaged_together", f"{HERE}:AveragedTogether", ("product.independent",), "counts mixed over groups",
+           {"dim": 8, "codebook_size": 16}, "systematic: wrong axis"),
+    Mutant("sign_of_zero", f"{HERE}:SignOfZero", ("lfq.sign",), "torch.sign(0)", {"dim": 8}, "theory T37: 0 output"),
+    Mutant("sign_bits_int8", f"{HERE}:BitsInt8", ("lfq.sign",), "bits in int8", {"dim": 10}, "theory T37: d ≥ 32 in int32"),
+    Mutant("sign_bit_lost", f"{HERE}:BitLost", ("lfq.sign",), "2^(i − 1)", {"dim": 6}, "systematic: off by one"),
+    Mutant("perplexity_base", f"{HERE}:PerplexityBase", ("metrics.perplexity",), "2^H of nats", IMAGE, "theory T31: base mismatch"),
+    Mutant("perplexity_epsilon", f"{HERE}:PerplexityEpsilon", ("metrics.perplexity",), "ε inside the logarithm", IMAGE, "theory T31: ε bias"),
+    Mutant("usage_of_range", f"{HERE}:UsageOfRange", ("metrics.usage",), "largest index counted", IMAGE, "systematic: max for count"),
 )

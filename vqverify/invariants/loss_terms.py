@@ -1,0 +1,103 @@
+"""What a term of the loss owes its weight, seen by constructing the layer again with another weight (theory T16)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from vqverify.bounds import Clause, Violation, holds, within
+from vqverify.case import Case
+from vqverify.invariant import invariant
+from vqverify.invariants.loss import TERMS, these_terms
+from vqverify.invariants.measure import array, norms, roundoff, tiny
+from vqverify.invariants.weights import gradient_at, measure
+from vqverify.quantizer import Quantized, Quantizer
+
+ENDINGS = ("_weight", "_cost", "_lambda", "_coef", "_coeff")
+
+
+def weight_arguments(subject: Quantizer) -> dict[str, float]:
+    """The constructor's weights above 0, given or by default."""
+    parameters = inspect.signature(type(subject.module).__init__).parameters
+    values = {name: p.default for name, p in parameters.items()} | dict(subject.spec.kwargs)
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool) and v > 0}
+    return {name: float(value) for name, value in numbers.items() if name.endswith(ENDINGS) or name == "beta"}
+
+
+def _weights(subject: Quantizer) -> tuple[str, ...]:
+    return tuple(weight_arguments(subject))
+
+
+@invariant(
+    "loss.terms", source="definition; theory T16", needs=("loss",), mode="table", parts=_weights, corners=("single", "on-code", "unit"),
+    mutants=("loss_weight_squared", "loss_weight_ignored"),
+    hint="multiply a term by its weight once, where the terms are added; look for a second factor, or a weight that is never read.",
+)
+def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Each term is proportional to its weight, and moves something: the loss and its gradient are affine in the weight."""
+    assert case.part is not None
+    weight = weight_arguments(subject)[case.part]
+    try:
+        passes = [_pass(subject, case, weight * factor) for factor in (0.5, 1.0, 2.0)]
+    except Violation:
+        return  # not every weight is accepted
+    if any(out is None for out in passes):
+        return
+    half, once, twice = (out for out in passes if out is not None)
+    if any(out.codes is not None and once.codes is not None and not torch.equal(out.codes, once.codes) for out in (half, twice)):
+        return
+    depth, u = case.z.numel() + 64, roundoff(subject)
+    values = [float(out.loss.detach().double()) for out in (half, once, twice) if out.loss is not None]
+    gradients = [array(gradient_at(out, out.z.tensor)) for out in (half, once, twice)]
+    if len(values) < 3:
+        return
+    noise = depth * u * sum(map(abs, values)) + tiny(subject)
+    rises = np.array([values[1] - values[0], values[2] - values[1]])
+    yield within(rises[1] - 2 * rises[0], 4 * noise, "affine", f"loss at {case.part} = w/2, w, 2w: {', '.join(f'{v:.6g}' for v in values)}")
+    steps = gradients[1] - gradients[0], gradients[2] - gradients[1]
+    allowed = 4 * depth * u * sum(norms(g) for g in gradients) + tiny(subject)
+    yield within(norms(steps[1] - 2 * steps[0]), allowed, "affine gradient", f"∂loss/∂z at {case.part} = w/2, w, 2w")
+    if len(case.z) > 4 and values[1] != 0:
+        moves = abs(rises[0]) > 0 or bool(steps[0].any()) or _moves_codes(subject, case, weight)
+        yield holds(moves, "idle", f"nothing changes with {case.part}")
+
+
+def _pass(subject: Quantizer, case: Case, weight: float) -> Quantized | None:
+    twin = subject.build({str(case.part): weight})
+    twin.restore()
+    if case.codebook is not None:
+        twin.set_codebook(case.codebook)
+    out = twin.forward(case.z, train=True, seed=case.seed)
+    return None if out.loss is None else out
+
+
+def _moves_codes(subject: Quantizer, case: Case, weight: float) -> bool:
+    """Whether the codebook's gradient depends on the weight."""
+    found: list[tuple[torch.Tensor, ...]] = []
+    for factor in (1.0, 2.0):
+        twin = subject.build({str(case.part): factor * weight})
+        twin.restore()
+        out = twin.forward(case.z, train=True, seed=case.seed)
+        if out.loss is None or not out.loss.requires_grad:
+            return False
+        found.append(twin.codebook_gradients(out.loss))
+    return any(not torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@invariant(
+    "loss.descends", source="van den Oord 2017 eq. 3; theory T16", needs=TERMS, parts=these_terms,
+    corners=("single", "tie", "parallel"), mutants=("loss_sign",), follows=("loss.gradients",),
+    hint="a commitment pulls the latent towards its code: check the sign of the term.",
+)
+def descends(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A small step against the gradient does not raise the commitment distance: ⟨∂loss/∂z, z − q⟩ ≥ 0 for every latent."""
+    found = measure(subject, case)
+    if found is not None:
+        for side in found.sides:
+            along = (side.got * side.away).sum(-1)
+            # the gradient is a multiple of z − q, off by the rounding of either
+            allowed = 16 * roundoff(subject) * norms(side.got) * side.reach + tiny(subject)
+            yield within(np.maximum(0.0, -along), allowed, "descends", "−⟨∂loss/∂z, z − q⟩")
