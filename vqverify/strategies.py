@@ -23,6 +23,7 @@ GRID = np.array([0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8], np.
 SCALES = (0, -7, -4, 3)
 OFFSETS = (0.0, 30000.0, 1000.0, 1.0)
 RELATIONS = 10
+SEARCH = "search"  # origin of a case that Hypothesis drew
 CORNERS = ("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "parallel", "duplicates", "far", "unit", "generic")
 
 
@@ -185,7 +186,7 @@ def _related(z: np.ndarray, i: int, byte: int, codes: np.ndarray, unit: float) -
 
 def searched(frame_: Frame, state: State) -> st.SearchStrategy[Case]:
     """Cases for the search phase, drawn by Hypothesis."""
-    return draws(frame_, state).map(lambda draw: realise(draw, frame_, "search"))
+    return draws(frame_, state).map(lambda draw: realise(draw, frame_, SEARCH))
 
 
 def mass(frame_: Frame, state: State) -> Iterator[Case]:
