@@ -45,7 +45,8 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
     family = trait(subject, "estimator")
     if family in {"rotation", None, "other"}:
         relative = rotation_law_bound(view.z, view.q, u)
-        bound = np.where(relative < SAFE, bound + norms(view.q) * relative, np.inf)
+        fine = relative < SAFE
+        bound = np.where(fine, bound + norms(view.q) * np.where(fine, relative, 0.0), np.inf)
     if family in {"gumbel", "softmax", "sampled", None, "other"}:
         bound = bound + 4 * len(view.codebook) * u * largest
     return bound + 4 * u * largest * (trait(subject, "metric") == "cosine") * np.sqrt(d)
