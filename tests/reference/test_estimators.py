@@ -83,14 +83,14 @@ def test_degenerate_rows_follow_the_convention():
     assert antiparallel_threshold(2) == 24 * 2.0**-24
 
 
-@pytest.mark.parametrize("scale_z", [1e-42, 1e-30, 1.0, 1e30])
-@pytest.mark.parametrize("scale_q", [1e-30, 1.0, 1e30])
+SCALES = [(z, q) for z in (1e-42, 1e-30, 1.0, 1e30) for q in (1e-30, 1.0, 1e30) if q / z < 1e37]
+
+
+@pytest.mark.parametrize(("scale_z", "scale_q"), SCALES)
 def test_magnitudes_only_scale(scale_z, scale_q):
     z = torch.tensor([[3.0, 4.0, 1.0]]) * scale_z
     q = torch.tensor([[1.0, -2.0, 2.0]]) * scale_q
     lam = (q.double().norm() / z.double().norm()).item()
-    if lam > 1e37:
-        pytest.skip("λ is not representable")
     g = torch.tensor([[1.0, 2.0, -1.0]])
     assert rotation_vjp(z, q, g).double().norm().item() == pytest.approx(lam * 6**0.5, rel=1e-5)
 
