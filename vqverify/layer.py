@@ -233,10 +233,11 @@ class Layer:
 
     @torch.no_grad()
     def set_codebook(self, codebook: Sequence[Tensor]) -> None:
+        if self._made:
+            return  # codes that are computed cannot be set; `settable` finds that nothing moved
         tensors = state.all_tensors(self.module)
         for slot, rows in zip(self.plan.slots, codebook, strict=True):
-            if slot.transform != "made":
-                _view(tensors, slot).data.copy_(rows)
+            _view(tensors, slot).data.copy_(rows)
         for (counts, sums), rows in zip(self.plan.accumulators, codebook, strict=False):
             size = _view(tensors, counts).data
             size.copy_(torch.where(size > 0, size, torch.ones_like(size)))

@@ -77,7 +77,7 @@ def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor) -> bool:
 def _computed(
     bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]
 ) -> tuple[Slot, ...]:
-    """Slots of codes that each pass computes, where passes have a tensor of them, the same for any latents."""
+    """Slots of codes that each pass computes: a tensor of the pass, the same whatever the latents are."""
     other = bench.look(bench.latents(96, 33))
     if look.codes is None or other is None or other.codes is None:
         return ()
