@@ -2,7 +2,8 @@
 
 The same row of a matrix product may differ with the size of the batch, so codes are never compared as raw
 indices: where two passes chose differently, what they gave away must be within rounding (theory T28). The
-reference pass plays the oracle; bounds are made of it, never of the pass under test.
+reference pass plays the oracle; bounds are made of it, never of the pass under test. Most pairs agree
+bitwise: margins far below 1e-3 are what a right layer shows here, and no sign of slack.
 """
 
 from __future__ import annotations

@@ -83,6 +83,10 @@ def mask_parts(subject: Quantizer) -> tuple[str, ...]:
     mutants=("mask_ignored_in_loss", "padding_counted"),
     hint="leave masked latents out of loss, counts, sums, start and replacement; select with where, do not "
     "multiply by 0.",
+    follows=(
+        "interface.eval_pure",
+        "interface.batch_independence",
+    ),
 )
 def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Masked latents are as if they were not there, and a mask of ones is no mask.
@@ -92,6 +96,7 @@ def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
     kind, _, mode = (case.part or "").partition("/")
     train, layout = mode != "eval", mask_layout(subject)
     assert layout is not None
+    prepare(subject, case)  # finding the layout took passes
     z, n = case.z, len(case.z)
     if kind == "ones":
         train = train_repeats(subject)
@@ -214,6 +219,7 @@ def _refused(error: Exception, what: str) -> Clause:
 def _of_forward(subject: Quantizer, case: Case, name: str) -> Iterator[Clause]:
     default = parameters(method(subject))[name].default
     want = subject.forward(case.z, train=False, seed=case.seed, grad=False)
+    prepare(subject, case)
     got = subject.forward(
         case.z, train=False, seed=case.seed, grad=False, via=lambda f, x: f(x, **{name: default})
     )

@@ -34,6 +34,7 @@ CORNERS = ("generic", "on-code")
     mutants=("scale_kept_in_self",),
     hint="what autograd saved must not be overwritten: clone the codebook before an in-place update, never "
     "keep what backward needs in self.",
+    follows=("interface.graph_free",),
 )
 def accumulates(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Gradients of two passes add up, and a second forward before the first backward changes nothing."""

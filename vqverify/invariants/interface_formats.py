@@ -48,11 +48,13 @@ def formats(subject: Quantizer) -> tuple[str, ...]:
     mutants=("image_path_differs",),
     hint="channels-first needs movedim or permute, before and after; reshape only relabels memory and mixes "
     "latents.",
+    follows=("interface.eval_pure",),
 )
 def layout(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Channels-last, channels-first and image layouts give the same codes and values for the same latents."""
     want = subject.forward(case.z, train=False, seed=case.seed)
     groups = entries(case, case.part or "")
+    prepare(subject, case)
     got = subject.forward(case.z, train=False, seed=case.seed, layout=case.part, groups=groups)
     yield from agree(subject, case, without_loss(want), got, train=False)
 
@@ -127,6 +129,10 @@ def lengths(subject: Quantizer) -> list[int]:
     corners=("generic", "unit"),
     mutants=("chunk_forgets_rest",),
     hint="a loop over chunks drops the rest, or counts its codes from the chunk's start.",
+    follows=(
+        "interface.eval_pure",
+        "interface.batch_independence",
+    ),
 )
 def size_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Results do not depend on which side of an internal size switch the batch falls.

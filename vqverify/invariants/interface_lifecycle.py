@@ -51,11 +51,13 @@ def instances_independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     common = {id(part): name for name, part in _named(one.module)}
     shared = [name for name, part in _named(two.module) if id(part) in common and id(part) not in given]
     yield holds(not shared, "shared", f"two instances share {', '.join(shared[:4])}")
-    before, state = two.forward(case.z, train=False, seed=case.seed, grad=False), two.state()
+    before = two.forward(case.z, train=False, seed=case.seed, grad=False)
+    two.restore()
+    state = two.state()
     for step in range(2):
         backward(one.forward(case.z, train=True, seed=case.seed + step), case.g)
-    after = two.forward(case.z, train=False, seed=case.seed, grad=False)
     names = changed(state, two.state())
+    after = two.forward(case.z, train=False, seed=case.seed, grad=False)
     yield holds(not names, "state", f"training one instance changed {', '.join(names[:4])} of another")
     yield holds(
         same(before.z_q.tensor, after.z_q.tensor), "value", "training one instance changed z_q of another"
@@ -84,6 +86,10 @@ def _parts(module: nn.Module) -> Iterator[object]:
     mutants=("caches_norms",),
     hint="norms or a normalised copy of the codebook that are kept from call to call: drop them when the "
     "codebook changes.",
+    follows=(
+        "lookup.decode",
+        "interface.eval_pure",
+    ),
 )
 def caches_coherent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """After a pass, a codebook that was written, loaded or cast is the one that lookup and decode use."""
@@ -168,6 +174,10 @@ def copy_parts(subject: Quantizer) -> tuple[str, ...]:
     mutants=("closure_over_self", "keeps_loss"),
     hint="tensors with a graph cannot be copied, lambdas cannot be pickled, and a closure keeps pointing "
     "to the original.",
+    follows=(
+        "interface.graph_free",
+        "interface.eval_pure",
+    ),
 )
 def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Copies by deepcopy and pickle, before and after a training step, are equal and independent."""
@@ -189,7 +199,8 @@ def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(
             not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original"
         )
-        before, value = twin.state(), twin.forward(case.z, train=False, seed=case.seed, grad=False)
+        value = twin.forward(case.z, train=False, seed=case.seed, grad=False)
+        before = twin.state()
         for round_ in range(3):
             backward(subject.forward(case.z, train=True, seed=case.seed + round_), case.g)
         leaked = changed(before, twin.state())

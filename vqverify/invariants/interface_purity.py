@@ -131,6 +131,10 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
     mutants=("returns_buffer", "reuses_output"),
     hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the "
     "next call.",
+    follows=(
+        "interface.eval_pure",
+        "interface.eval_deterministic",
+    ),
 )
 def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Writing into what a pass returned changes neither the state nor another result, earlier or later."""
