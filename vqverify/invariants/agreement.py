@@ -99,7 +99,7 @@ def agree(
             yield holds(not wrong, "codes", f"codes differ in {wrong} rows far from a tie")
             differ = differ | loose
             if trait(subject, "estimator") not in EXACT_VALUE:
-                drift = SAFE * (norms(a) + norms(array(want.z.rows)[index]))
+                drift = _unlocated(array(want.z.rows)[index], a)
     else:
         yield holds(condition=True, label="codes", message="")
     keep = ~differ & np.isfinite(drift)
@@ -146,6 +146,13 @@ def _estimator(subject: Quantizer, view: View) -> Array:
         return rounding
     relative = rotation_law_bound(view.z, view.q, u)
     return np.where(relative < SAFE, relative * norms(view.q) + rounding, np.inf)
+
+
+def _unlocated(z: Array, value: Array) -> Array:
+    """What an unknown estimator may add where code space was not located; inf near its degenerate points."""
+    size, least = norms(z) + norms(value), np.minimum(norms(z), norms(value))
+    opposite = (z * value).sum(1) < -0.5 * norms(z) * norms(value)
+    return np.where((least > SAFE) & ~opposite, SAFE * size, np.inf)
 
 
 def _comparable(subject: Quantizer, want: Quantized, seen: list[View]) -> bool:
