@@ -182,13 +182,15 @@ def _remainders(
     rest, out = leaf.detach(), list(found[:1])
     for want, (_, q_c) in zip(wants, found[1:], strict=False):
         rest = rest - want
-        same = (
+        same = [
             Position(index, reading)
             for index, tensor in enumerate(record)
             for reading in readings(tensor, len(rest), rest.shape[1], 1)
             if _near(reading.rows(tensor.to(rest.dtype), rest.shape[1], 1), rest, TIGHT)
-        )
-        out.append((next(same, None), q_c))
+        ]
+        # the one on the graph, if any: a commitment loss of the level starts there
+        same.sort(key=lambda place: not record[place.index].requires_grad)
+        out.append((same[0] if same else None, q_c))
     return out
 
 
