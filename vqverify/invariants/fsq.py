@@ -31,14 +31,22 @@ class Axis:
     middles: Array
 
 
-def _modes(_: Quantizer) -> tuple[str, ...]:
-    return ("train", "eval")
+def _scalar_modes(subject: Quantizer) -> tuple[str, ...]:
+    """Both modes; none for a stack of scalar quantizers, whose code columns outnumber its codebooks."""
+    return () if _width(subject) > max(subject.domain.dim, len(trait(subject, "fsq_levels"))) else ("train", "eval")
 
 
 def declared_levels(subject: Quantizer) -> tuple[int, ...] | None:
     """L of each coordinate of z, the levels of each codebook side by side; None behind a projection."""
     levels, dim = tuple(trait(subject, "fsq_levels")), subject.domain.dim
     return levels * (dim // len(levels)) if dim % len(levels) == 0 else None
+
+
+def _width(subject: Quantizer) -> int:
+    """Coordinates that the code columns account for: as many as z has, unless a projection stands before them."""
+    z = torch.zeros(max(2, subject.domain.min_n), subject.domain.dim, dtype=subject.domain.dtype)
+    codes = subject.forward(z, grad=False).codes
+    return len(trait(subject, "fsq_levels")) * (1 if codes is None else codes.shape[1])
 
 
 def _points(most: int) -> Array:
@@ -77,7 +85,7 @@ def axes(subject: Quantizer, levels: Sequence[int], case: Case) -> list[Axis]:
 
 
 @invariant(
-    "fsq.bijection", source="Mentzer 2023 §3, eq. 1-2; theory T36", needs=NEEDS, parts=_modes, mode="table",
+    "fsq.bijection", source="Mentzer 2023 §3, eq. 1-2; theory T36", needs=NEEDS, parts=_scalar_modes, mode="table",
     corners=("zero", "single", "unit", "far"),
     mutants=(
         "fsq_unoffset", "fsq_half_level", "fsq_unshifted", "fsq_level_too_many", "fsq_level_lost", "fsq_index_bf16",
@@ -91,7 +99,7 @@ def bijection(subject: Quantizer, case: Case) -> Iterator[Clause]:
     coordinate takes the declared number of equally spaced values, with boundaries that suit them, in train as in eval.
     """
     levels, train = declared_levels(subject), case.part == "train"
-    if levels is None:
+    if levels is None or len(levels) != _width(subject):
         yield from _behind_projection(subject, case, train=train)
         return
     found = axes(subject, levels, case)

@@ -96,7 +96,7 @@ def _read(subject: Quantizer, case: Case) -> Iterator[tuple[float, np.ndarray, i
 
 
 @invariant(
-    "metrics.perplexity", source="van den Oord 2017 (code); theory T31", needs=("codes", "codebook_size"), parts=_perplexities,
+    "metrics.perplexity", source="van den Oord 2017 (code); theory T31", needs=("codes",), parts=_perplexities,
     corners=("single", "on-code", "tie"), mutants=("perplexity_base", "perplexity_epsilon"),
     hint="exp with the natural logarithm, 2** with log2; an ε inside the logarithm no larger than 1e-10.",
 )
@@ -109,7 +109,7 @@ def perplexity(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "metrics.usage", source="definition; theory T31", needs=("codes", "codebook_size"), parts=_usages,
+    "metrics.usage", source="definition; theory T31", needs=("codes",), parts=_usages,
     corners=("single", "on-code", "tie"), mutants=("usage_of_range",),
     hint="len(unique(codes)) / K: not the largest index, not the number of latents.",
 )

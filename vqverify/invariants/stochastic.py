@@ -42,18 +42,27 @@ def hard(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Where codes are returned, z_q is one code of the codebook and no mixture of several."""
     train, u = case.part == "train", roundoff(subject)
     out = subject.forward(case.z, train=train, seed=case.seed, trace=True)
-    if out.codes is not None and len(out.levels) == len(out.codebook) == out.codes.shape[1]:
-        for index, (level, table) in enumerate(zip(out.levels, out.codebook, strict=True)):
-            k, book, value = out.codes[:, index].cpu().numpy(), array(table), array(level.q_c.rows)
-            z = value if level.z_c is None else array(level.z_c.rows)  # without an estimator, q is the code itself
-            view = View(index, level, z, book[np.clip(k, 0, len(book) - 1)], k, book)
-            bound = forward_bound(subject, view, u)
-            keep = np.isfinite(bound) & (view.k >= 0)
-            if keep.any():
-                error = norms(value - view.q)[keep]
-                yield within(error, bound[keep], "mixture", f"|z_q − e[k]| at level {index}")
+    located = out.codes is not None and len(out.levels) == len(out.codebook) == out.codes.shape[1]
+    clauses = list(_codes_of(subject, out, u)) if located else []
+    if located and all(clause.holds for clause in clauses):
+        yield from clauses
         return
-    yield from _piecewise_constant(subject, case, u, train=train)
+    # no row of the codebook that was read, or none was found: a mixture is then what varies within a cell
+    within_cell = list(_piecewise_constant(subject, case, u, train=train))
+    yield from clauses if clauses and not all(clause.holds for clause in within_cell) else within_cell
+
+
+def _codes_of(subject: Quantizer, out: Quantized, u: float) -> Iterator[Clause]:
+    """Each level's code against its row of the codebook."""
+    assert out.codes is not None
+    for index, (level, table) in enumerate(zip(out.levels, out.codebook, strict=True)):
+        k, book, value = out.codes[:, index].cpu().numpy(), array(table), array(level.q_c.rows)
+        z = value if level.z_c is None else array(level.z_c.rows)  # without an estimator, q is the code itself
+        view = View(index, level, z, book[np.clip(k, 0, len(book) - 1)], k, book)
+        bound = forward_bound(subject, view, u)
+        keep = np.isfinite(bound) & (view.k >= 0)
+        if keep.any():
+            yield within(norms(value - view.q)[keep], bound[keep], "mixture", f"|z_q − e[k]| at level {index}")
 
 
 def _piecewise_constant(subject: Quantizer, case: Case, u: float, *, train: bool) -> Iterator[Clause]:

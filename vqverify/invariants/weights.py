@@ -17,11 +17,12 @@ from torch import Tensor
 from vqverify.bounds import Clause, within
 from vqverify.capture import pull
 from vqverify.case import Case
-from vqverify.invariants.measure import Array, array, norms, roundoff, tiny, trait, views
+from vqverify.invariants.measure import Array, View, array, norms, roundoff, tiny, trait, views
 from vqverify.invariants.residual import stacked
 from vqverify.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
 
+WEIGHTS = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")
 COARSE = 2e-3  # how well identification knows a weight that nobody declared
 
 
@@ -57,6 +58,7 @@ class Measured:
     plain: bool  # the latents that are compared with codes are z itself
     sides: tuple[Side, ...]
     pulled: tuple[Pulled, ...]
+    indirect: bool = False  # the loss moves other parameters, which may be what the codes are made of
     noise: float = 0.0  # rounding of `loss`, likewise
 
 
@@ -80,34 +82,63 @@ def measure(subject: Quantizer, case: Case) -> Measured | None:
     sides: list[Side] = []
     pairs: list[tuple[Array, Array, Array, Array]] = []  # latents, codes, indices, codebook of each level
     if out.levels and all(level.z_c is not None for level in out.levels):
-        got: list[Array] = []
-        for view in views(out):
-            assert view.level.z_c is not None
-            got.append(array(view.level.z_c.to_rows(gradient_at(out, view.level.z_c.tensor))))
-            pairs.append((view.z, view.q, view.k, view.codebook))
-        reached = any(part.any() for part in got) or not bool(gradient_at(out, out.z.tensor).any())
-        if reached and pairs and not (trait(subject, "metric") == "cosine" and _hidden(pairs[0][0], array(out.z.rows))):
-            sides.append(_side(np.concatenate(got, 1), *(np.concatenate([pair[i] for pair in pairs], 1) for i in (0, 1))))
-    if len(books) == 1 and books[0].shape[1] == case.z.shape[1]:
+        found = list(views(out))
+        if all(_is_code(view.value, view.q, view.z) for view in found) and not _hidden(subject, found, array(out.z.rows)):
+            pairs = [(view.z, view.q, view.k, view.codebook) for view in found]
+            sides.append(_pulled_back(subject, out, found))
+    if len(books) == 1 and books[0].shape[1] == case.z.shape[1] and trait(subject, "metric") != "cosine":
         z, book, k = array(out.z.rows), array(books[0]), out.codes[:, 0].cpu().numpy()
         q = book[np.clip(k, 0, len(book) - 1)]
-        z_q = array(out.z_q.rows)
-        plain = (norms(z_q - q) <= 0.05 * norms(q)).mean() > 0.5  # the codes live in z's own space
-        if plain and trait(subject, "metric") != "cosine":
-            sides.append(_side(array(gradient_at(out, out.z.tensor)), z, q))
+        if _is_code(array(out.z_q.rows), q, z):  # the codes live in z's own space
             pairs = pairs or [(z, q, k, book)]
+            sides.append(_side(array(gradient_at(out, out.z.tensor)), z, q))
     if not sides:
         return None
     pulled = _codebook_sides(subject, out, pairs)
     plain = np.array_equal(pairs[0][0], array(out.z.rows))
-    loss, dim = float(out.loss.detach().double()), sides[0].away.shape[1]
-    return Measured(loss, len(case.z), dim, len(pairs), plain, tuple(sides), pulled)
+    loss, dim = float(out.loss.detach().double()), sum(pair[0].shape[1] for pair in pairs)
+    indirect = not pulled and _moves_parameters(subject, out)
+    return Measured(loss, len(case.z), dim, len(pairs), plain, tuple(sides), pulled, indirect)
 
 
-def _hidden(latents: Array, z: Array) -> bool:
+def _moves_parameters(subject: Quantizer, out: Quantized) -> bool:
+    """Whether the loss is connected with some parameter of the module."""
+    parameters = [parameter for parameter in subject.module.parameters() if parameter.requires_grad]
+    if not parameters or out.loss is None or not out.loss.requires_grad:
+        return False
+    with guarded("backward of the loss"):
+        found = torch.autograd.grad(out.loss, parameters, retain_graph=True, allow_unused=True)
+    return any(gradient is not None for gradient in found)
+
+
+def _is_code(value: Array, q: Array, z: Array) -> bool:
+    """Whether most rows are the codes of the codebook, so that its space is known."""
+    return bool((norms(value - q) <= 1e-3 * (norms(q) + norms(z))).mean() > 0.5)
+
+
+def _hidden(subject: Quantizer, found: list[View], z: Array) -> bool:
     """Whether a cosine layer's normalised latents are not what was located, or cannot be told from the latents given."""
-    size = norms(latents)
-    return np.array_equal(latents, z) or bool((np.abs(size - 1)[size > 0] > 1e-2).any())
+    if trait(subject, "metric") != "cosine" or not found:
+        return False
+    size = norms(found[0].z)
+    return np.array_equal(found[0].z, z) or bool((np.abs(size - 1)[size > 0] > 1e-2).any())
+
+
+def _pulled_back(subject: Quantizer, out: Quantized, found: list[View]) -> Side:
+    """The loss as z sees it: z_c − q of every level, pulled back through projection and normalisation."""
+    dtype, probe = subject.domain.dtype, torch.Generator().manual_seed(0)
+    n, dim = out.z.rows.shape
+    away, reach, squares = np.zeros((n, dim)), np.zeros(n), 0.0
+    for view in found:
+        place = ("z_c", view.index)
+        gap = view.z - view.q
+        away += array(subject.vjp(out, torch.from_numpy(gap).to(dtype), place, "z"))
+        signs = torch.randint(0, 2, gap.shape, generator=probe) * 2.0 - 1
+        # |Jᵀ| a row, from a random cotangent; each of its entries is a sum of Dc products
+        size = norms(array(subject.vjp(out, signs.to(dtype), place, "z"))) + (norms(away) / np.maximum(norms(gap), 1e-30))
+        reach += (norms(view.z) + norms(view.q)) * size * np.sqrt(gap.shape[1])
+        squares += float((gap**2).sum())
+    return Side(array(gradient_at(out, out.z.tensor)), away, reach, squares, 0.0)
 
 
 def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
@@ -173,6 +204,8 @@ def laws(subject: Quantizer, found: Measured) -> Iterator[Law]:
     for name in names:
         known = coefficients.get(name)
         a, b = (known[0] or 0.0, known[1] or 0.0) if known else (None, None)
+        if not a and found.sides[0].got.any():
+            a = _fitted_weight(found.sides[0], factors[name])
         for wanted_a, wanted_b in _weights(subject, learnable=bool(found.pulled)):
             first, second = _settled(wanted_a, a), _settled(wanted_b, b)
             if first is None or second is None:
@@ -181,6 +214,12 @@ def laws(subject: Quantizer, found: Measured) -> Iterator[Law]:
             yield law
             if found.levels > 1:  # the losses of the levels averaged, and not added up
                 yield replace(law, factor=law.factor / found.levels)
+
+
+def _fitted_weight(side: Side, factor: float) -> float | None:
+    """The weight that this pass shows, where identification saw none: direction and value are then what is judged."""
+    size = float((side.away**2).sum())
+    return float((side.got * side.away).sum()) / (2 * factor * size) if size else None
 
 
 def _settled(claimed: float | None, known: float | None) -> tuple[float, float] | None:
@@ -199,7 +238,16 @@ def _weights(subject: Quantizer, *, learnable: bool) -> list[tuple[float | None,
         beta = float(claims["beta"])
         readings = [(beta, 1.0), (1.0, beta), ((1 - beta) / 2, beta / 2), (1 - beta, beta)]
         return readings if learnable else [(beta, 0.0), (1.0, 0.0), ((1 - beta) / 2, 0.0), (1 - beta, 0.0)]
-    return [(a, b)]
+    # a weight of the whole loss beside one of the commitment in it, as in vector-quantize-pytorch's SimVQ
+    inner = [value for name, value in constructed(subject).items() if "commit" in name and name not in WEIGHTS]
+    return [(a, b), *((a * value, b) for value in inner if a is not None)]
+
+
+def constructed(subject: Quantizer) -> dict[str, float]:
+    """The numbers that the layer was constructed with, given or by default."""
+    parameters = inspect.signature(type(subject.module).__init__).parameters
+    values = {name: p.default for name, p in parameters.items()} | dict(subject.spec.kwargs)
+    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def weighed(subject: Quantizer, found: Measured, law: Law) -> list[Clause]:
@@ -230,11 +278,17 @@ def value(subject: Quantizer, found: Measured, law: Law) -> Clause:
     """The value that weights imply: both terms added, or one undivided term whose gradient goes both ways."""
     u, side = roundoff(subject), found.sides[0]
     sums = [law.a + law.b] + ([law.a] if law.b and abs(law.a - law.b) < 1e-9 else [])
+    if found.indirect:  # codes W x: their term is in the value, and moves W
+        claim = subject.claims.get("codebook_weight")
+        sums.append(law.a + (1.0 if claim is None else float(claim.value)))
     clauses: list[Clause] = []
     for weight in sums:
         size = abs(weight) * law.factor
         depth = found.n * found.dim + 8
-        cross = 4 * u * float((norms(side.away) * side.reach).sum())
+        # latents that are projected or normalised come with the rounding of that
+        steps = 4 if found.plain else found.dim + 8
+        off = steps * u * float(np.sqrt((side.reach**2).sum()))
+        cross = off * np.sqrt(side.squares) + off**2
         allowed = size * (depth * u * side.squares + cross + side.slack + max(law.loose_a, law.loose_b) * side.squares)
         want = weight * law.factor * side.squares
         said = f"|loss − {weight:.4g}·F Σ|z − q|²|, loss {found.loss:.4g}"
@@ -242,17 +296,10 @@ def value(subject: Quantizer, found: Measured, law: Law) -> Clause:
     return min(clauses, key=lambda clause: clause.margin or 0.0)
 
 
-WEIGHTS = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")
-
-
 def weight_argument(subject: Quantizer) -> tuple[str, float] | None:
     """Name and value of the constructor's commitment weight, if it has one above 0."""
-    defaults = {name: p.default for name, p in inspect.signature(type(subject.module).__init__).parameters.items()}
-    for name in WEIGHTS:
-        found = subject.spec.kwargs.get(name, defaults.get(name))
-        if isinstance(found, int | float) and not isinstance(found, bool) and found > 0:
-            return name, float(found)
-    return None
+    numbers = constructed(subject)
+    return next(((name, numbers[name]) for name in WEIGHTS if numbers.get(name, 0.0) > 0), None)
 
 
 def isolated(subject: Quantizer, case: Case) -> tuple[Measured, Law] | None:
