@@ -24,6 +24,9 @@ from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place
 from vqverify.randomness import forked
 
 
+PROBE_SEED = 0x5EED0000  # far from the small seeds with which layers are built: a probe must not equal a codebook
+
+
 @contextmanager
 def guarded(doing: str) -> Iterator[None]:
     """Turn whatever a layer raises into `Violation("raised")`; what it prints or warns is swallowed."""
@@ -129,7 +132,7 @@ class Layer:
         saved, modes = state.take(self.module), self.module.training
         n = 2 * self.domain.dim + 13
         books = self.codebooks()
-        generator = torch.Generator().manual_seed(7)
+        generator = torch.Generator().manual_seed(PROBE_SEED)
         z = torch.randn(n, self.domain.dim, generator=generator).to(self.domain.dtype)
         if books[0].shape[1] == self.domain.dim:
             picks = torch.randint(len(books[0]), (n,), generator=generator)
@@ -278,7 +281,7 @@ class Layer:
 
     def warm_up(self) -> None:
         """Run the passes that initialise the layer, and remember the state after them as fresh."""
-        generator = torch.Generator().manual_seed(self.spec.seed)
+        generator = torch.Generator().manual_seed(PROBE_SEED + self.spec.seed)
         for step in range(self.plan.warm):
             z = torch.randn(max(64, self.plan.min_n), self.domain.dim, generator=generator).to(self.domain.dtype)
             self.forward(z, train=True, seed=step)

@@ -125,6 +125,8 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
         near = _matching(look, value, 0.35, call.z_q.form)
         if near is not None and weaker is None:
             weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly", False
+        elif weaker is None and (scaled := _proportional(look, value, call.z_q.form)):
+            weaker = Decoder(name, form, scaled, levels), "gives a multiple of z_q", False
         elif weaker is None and _same_values(look.z_q, value):
             weaker = (
                 Decoder(name, form, _expected(call.z_q.form, value), levels),
@@ -146,6 +148,15 @@ def _matching(look: Look, value: Tensor, tolerance: float, own: str) -> str | No
         ):
             return form
     return None
+
+
+def _proportional(look: Look, value: Tensor, own: str) -> str | None:
+    """Output form under which a tensor is a constant times z_q."""
+    want = arrange(look.z_q, own, {**sizes(own, len(look.z_q), 1), "D": look.z_q.shape[1]})
+    if want.shape != value.shape:
+        return None
+    factor = (value * want).sum() / want.square().sum().clamp_min(1e-30)
+    return own if float((value - factor * want).norm()) <= 1e-3 * float(value.norm()) and float(factor) > 0 else None
 
 
 def _expected(form: str, value: Tensor) -> str:

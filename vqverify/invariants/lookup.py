@@ -89,7 +89,8 @@ def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
     u = roundoff(subject)
     for view in views(traced(subject, case)):
         kept = view.k >= 0
-        if kept.any():
+        defined = _metric(subject) != "cosine" or norms(view.codebook).min(initial=1.0) > 1e-6  # noqa: PLR2004
+        if kept.any() and defined:  # a code of norm 0 has no direction
             yield _regret(subject, view, kept, u)
 
 
