@@ -127,6 +127,7 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
     mode="table",
     source=SOURCE,
     parts=lambda _: ("z_q", "codes", "loss"),
+    hardening=("loss",),
     corners=(*CORNERS, "generic"),
     mutants=("returns_buffer", "reuses_output"),
     hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the "
