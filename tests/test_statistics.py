@@ -22,7 +22,7 @@ def law():
 
 def test_budget_of_a_run_is_kept_by_the_levels_of_its_clauses():
     # both rounds reject with probability level² at most, on fresh randomness
-    assert statistics.LEVEL**2 * statistics.TESTS == pytest.approx(statistics.BUDGET)
+    assert pytest.approx(statistics.BUDGET) == statistics.LEVEL**2 * statistics.TESTS
     assert statistics.BUDGET <= 1e-6
 
 

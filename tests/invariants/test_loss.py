@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from vqverify import check_quantizer
@@ -59,7 +59,11 @@ class WithEntropy(nn.Module):
         q = F.embedding(index, self.codes)
         p = (-d.square()).softmax(-1)
         entropy = -(p * (p + 1e-9).log()).sum(-1).mean()
-        loss = F.mse_loss(q, z.detach()) + self.commitment_weight * F.mse_loss(z, q.detach()) + self.entropy_weight * entropy
+        loss = (
+            F.mse_loss(q, z.detach())
+            + self.commitment_weight * F.mse_loss(z, q.detach())
+            + self.entropy_weight * entropy
+        )
         return z + (q - z).detach(), index, loss
 
 

@@ -1,4 +1,4 @@
-"""Rows of stacks and scalar quantizers: right layers of several styles pass, findings on real ones are what they are."""
+"""Rows of stacks and scalar quantizers: right layers of several styles pass, findings on real ones stay."""
 
 import math
 

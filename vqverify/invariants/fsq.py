@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
@@ -22,7 +23,7 @@ FAR = 20.0  # a latent out here is past every bound: tanh, sigmoid and clamp are
 
 @dataclass(frozen=True)
 class Axis:
-    """One coordinate as a sweep shows it: the values that z_q takes, in order, and a latent in the middle of each cell."""
+    """One coordinate as a sweep shows it: the values that z_q takes, in order, a latent in the middle of each cell."""
 
     declared: int
     sweep: Array
@@ -85,18 +86,30 @@ def axes(subject: Quantizer, levels: Sequence[int], case: Case) -> list[Axis]:
 
 
 @invariant(
-    "fsq.bijection", source="Mentzer 2023 §3, eq. 1-2; theory T36", needs=NEEDS, parts=_scalar_modes, mode="table",
+    "fsq.bijection",
+    source="Mentzer 2023 §3, eq. 1-2; theory T36",
+    needs=NEEDS,
+    parts=_scalar_modes,
+    mode="table",
     corners=("zero", "single", "unit", "far"),
     mutants=(
-        "fsq_unoffset", "fsq_half_level", "fsq_unshifted", "fsq_level_too_many", "fsq_level_lost", "fsq_index_bf16",
-        "fsq_index_int8", "fsq_basis_inclusive", "fsq_noise_in_code",
+        "fsq_unoffset",
+        "fsq_half_level",
+        "fsq_unshifted",
+        "fsq_level_too_many",
+        "fsq_level_lost",
+        "fsq_index_bf16",
+        "fsq_index_int8",
+        "fsq_basis_inclusive",
+        "fsq_noise_in_code",
     ),
-    hint="round(h tanh(z + s) − o), o = ½ for even L only, s = artanh(o/h); the code is Σ ℓᵢ Πⱼ﹤ᵢ Lⱼ in an integer dtype "
-    "throughout: bfloat16 holds 256 of them.",
+    hint="round(h tanh(z + s) − o), o = ½ for even L only, s = artanh(o/h); the code is Σ ℓᵢ Πⱼ﹤ᵢ Lⱼ in an integer "
+    "dtype throughout: bfloat16 holds 256 of them.",
 )
 def bijection(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Codes and level tuples are a bijection onto [0, ΠL), in an integer dtype that holds it, with every code reached; each
-    coordinate takes the declared number of equally spaced values, with boundaries that suit them, in train as in eval.
+    """Codes and level tuples are a bijection onto [0, ΠL) in an integer dtype that holds it, and every code is reached.
+
+    Each coordinate takes the declared number of equally spaced values, with boundaries to suit, in train as in eval.
     """
     levels, train = declared_levels(subject), case.part == "train"
     if levels is None or len(levels) != _width(subject):
@@ -120,9 +133,16 @@ def _level_set(axis: Axis, index: int, u: float) -> Iterator[Clause]:
     step = (values[-1] - values[0]) / (count - 1)
     # z + sg(ẑ − z), then a division: a few roundings of numbers up to L steps
     rounding = 16 * u * (count * step + np.abs(values).max())
-    yield within(values - (values[0] + step * np.arange(count)), rounding, "spacing", f"values of coordinate {index} off an even grid")
+    yield within(
+        values - (values[0] + step * np.arange(count)),
+        rounding,
+        "spacing",
+        f"values of coordinate {index} off an even grid",
+    )
     centred, symmetric = bool((np.abs(values) <= rounding).any()), bool(abs(values[0] + values[-1]) <= rounding)
-    said = f"the values of coordinate {index} are neither symmetric nor around a level at 0: {np.round(values[:4], 4)} …"
+    said = (
+        f"the values of coordinate {index} are neither symmetric nor around a level at 0: {np.round(values[:4], 4)} …"
+    )
     yield holds(centred or symmetric, "level set", said)
     falls = np.diff(axis.got) < -0.5 * step
     yield holds(not falls.any(), "boundaries", f"coordinate {index} of z_q falls where z rises")
@@ -138,7 +158,7 @@ def _level_set(axis: Axis, index: int, u: float) -> Iterator[Clause]:
         yield holds(odd.all(), "boundaries", f"values of coordinate {index} are symmetric, its boundaries are not")
 
 
-def _tuples(levels: Sequence[int], seed: int) -> Array:
+def _tuples(levels: Sequence[int], seed: int) -> NDArray[np.int64]:
     """Level tuples (M, D): all of them, or drawn ones with their neighbours and both ends."""
     if math.prod(levels) <= MOST:
         return np.stack([axis.ravel() for axis in np.meshgrid(*map(np.arange, levels), indexing="ij")], axis=1)
@@ -159,7 +179,9 @@ def _codes(subject: Quantizer, case: Case, found: list[Axis], u: float, *, train
     for part in range(len(found) // width):
         here = found[part * width : (part + 1) * width]
         rows = np.full((len(tuples), len(found)), 0.3)
-        rows[:, part * width : (part + 1) * width] = np.stack([axis.middles[tuples[:, i]] for i, axis in enumerate(here)], axis=1)
+        rows[:, part * width : (part + 1) * width] = np.stack(
+            [axis.middles[tuples[:, i]] for i, axis in enumerate(here)], axis=1
+        )
         out, z_q, codes = _pass(subject, rows, case, train=train)
         assert out.codes is not None
         if part >= codes.shape[1]:
@@ -168,7 +190,7 @@ def _codes(subject: Quantizer, case: Case, found: list[Axis], u: float, *, train
         most = torch.iinfo(out.codes.dtype).max if not out.codes.is_floating_point() else 0
         yield holds(most >= size - 1, "dtype", f"codes are {out.codes.dtype}, which does not hold {size - 1}")
         low, high = int(column.min()), int(column.max())
-        yield holds(0 <= low and high < size, "range", f"codes from {low} to {high}, expected within [0, {size})")
+        yield holds(low >= 0 and high < size, "range", f"codes from {low} to {high}, expected within [0, {size})")
         distinct = len(np.unique(column))
         said = f"{len(tuples)} level tuples have {distinct} codes"
         yield holds(distinct == len(tuples), "collision", said)
@@ -195,7 +217,11 @@ def _behind_projection(subject: Quantizer, case: Case, *, train: bool) -> Iterat
     rows = rng.standard_normal((256, subject.domain.dim)) * rng.choice([0.1, 1, 10], (256, 1))
     out, z_q, codes = _pass(subject, rows, case, train=train)
     assert out.codes is not None
-    yield holds(codes.min() >= 0 and codes.max() < size, "range", f"codes from {codes.min()} to {codes.max()}, expected within [0, {size})")
+    yield holds(
+        codes.min() >= 0 and codes.max() < size,
+        "range",
+        f"codes from {codes.min()} to {codes.max()}, expected within [0, {size})",
+    )
     if trait(subject, "deterministic" if train else "eval_deterministic", default=False):
         scale = np.abs(z_q).max()
         same = np.abs(z_q[:, None] - z_q[None]).max(-1) <= 1e-5 * scale

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.capture import pull
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import array, norms, roundoff, tiny, trait
+from vqverify.invariants.measure import array, roundoff, tiny, trait
 from vqverify.invariants.residual import silenced
 from vqverify.invariants.weights import Measured, gradient_at, isolated, laws, measure, value, weighed, weight_argument
 from vqverify.quantizer import Quantized, Quantizer
@@ -33,13 +32,25 @@ def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
 
 
 @invariant(
-    "loss.gradients", source="van den Oord 2017 eq. 3; 001 eq. 8-9, 002 eq. 1; theory T16", needs=TERMS, parts=_weighted, corners=CORNERS, follows=("residual.sum",),
-    mutants=("loss_swapped", "loss_weights_exchanged", "loss_half_lost", "loss_detach_missing", "loss_halved", "loss_commitment_detached"),
-    hint="the weight belongs on |z − sg q|², which moves the latents; swapped stop-gradients leave every value unchanged "
-    "and exchange the two gradients.",
+    "loss.gradients",
+    source="van den Oord 2017 eq. 3; 001 eq. 8-9, 002 eq. 1; theory T16",
+    needs=TERMS,
+    parts=_weighted,
+    corners=CORNERS,
+    follows=("residual.sum",),
+    mutants=(
+        "loss_swapped",
+        "loss_weights_exchanged",
+        "loss_half_lost",
+        "loss_detach_missing",
+        "loss_halved",
+        "loss_commitment_detached",
+    ),
+    hint="the weight belongs on |z − sg q|², which moves the latents; swapped stop-gradients leave every value "
+    "unchanged and exchange the two gradients.",
 )
 def gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The commitment weight in ∂loss/∂z and the codebook weight in ∂loss/∂e are the declared ones, and agree with the value."""
+    """Commitment weight in ∂loss/∂z and codebook weight in ∂loss/∂e are the declared ones, and agree with the value."""
     if trait(subject, "loss_coefficients") is None:
         yield from _other_terms(subject, case)
         return
@@ -52,13 +63,16 @@ def gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 def _other_terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The loss is not of commitment and codebook terms alone: the term that the weight multiplies is judged by itself."""
+    """The loss holds other terms than commitment and codebook: what the weight multiplies is judged by itself."""
     alone = isolated(subject, case)
     if alone is None:
         return
     found, law = alone
     factors = (1 / (found.n * found.dim), 1 / found.n, 1.0)
-    readings = [[*weighed(subject, found, read), value(subject, found, read)] for read in (replace(law, factor=f) for f in factors)]
+    readings = [
+        [*weighed(subject, found, read), value(subject, found, read)]
+        for read in (replace(law, factor=f) for f in factors)
+    ]
     yield from min(readings, key=_worst)
 
 
@@ -67,12 +81,18 @@ def _worst(clauses: list[Clause]) -> float:
 
 
 @invariant(
-    "loss.value", source="van den Oord 2017 eq. 3; theory T16", needs=TERMS, parts=these_terms, corners=CORNERS, state="both",
-    mutants=("loss_halved", "loss_sign"), follows=("loss.gradients",),
+    "loss.value",
+    source="van den Oord 2017 eq. 3; theory T16",
+    needs=TERMS,
+    parts=these_terms,
+    corners=CORNERS,
+    state="both",
+    mutants=("loss_halved", "loss_sign"),
+    follows=("loss.gradients",),
     hint="mean over batch and features, |·|² and not |·|, the weight once.",
 )
 def value_(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The loss is a known convention with the declared weights: (a + b)F Σ|z − q|², ½F Σ|z − q|² for A_β, F of one reduction."""
+    """The loss is a known convention with the declared weights: (a + b)F Σ|z − q|², ½F Σ|z − q|² for A_β."""
     found = measure(subject, case)
     if found is not None:
         readings = [value(subject, found, law) for law in laws(subject, found)]
@@ -81,7 +101,10 @@ def value_(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "loss.stop_gradients", source="van den Oord 2017 eq. 3; theory T16", needs=("loss", "levels"), corners=CORNERS,
+    "loss.stop_gradients",
+    source="van den Oord 2017 eq. 3; theory T16",
+    needs=("loss", "levels"),
+    corners=CORNERS,
     mutants=("loss_after_patch", "loss_after_rotation"),
     hint="compute the loss before the estimator patches q: its output already sends gradients to z.",
 )
@@ -97,10 +120,27 @@ def stop_gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
         later = [other.z_c.tensor for other in out.levels[index + 1 :] if other.z_c is not None]
         with silenced([tensor for tensor in later if tensor is not code and not tensor.is_leaf]):
             through = _through(out, code)
-        yield holds(not through, "patched", f"the loss runs through the estimator's output at level {index} (up to {through:.3g})")
+        yield holds(
+            not through,
+            "patched",
+            f"the loss runs through the estimator's output at level {index} (up to {through:.3g})",
+        )
 
 
-VIEWS = ("View", "Reshape", "UnsafeView", "Permute", "Transpose", "T", "Select", "Unsqueeze", "Squeeze", "Clone", "ToCopy", "Slice")
+VIEWS = (
+    "View",
+    "Reshape",
+    "UnsafeView",
+    "Permute",
+    "Transpose",
+    "T",
+    "Select",
+    "Unsqueeze",
+    "Squeeze",
+    "Clone",
+    "ToCopy",
+    "Slice",
+)
 
 
 def _through(out: Quantized, code: torch.Tensor) -> float:
@@ -111,7 +151,9 @@ def _through(out: Quantized, code: torch.Tensor) -> float:
     if node is None or not out.z.tensor.requires_grad:
         return 0.0
     seen: list[float] = []
-    handle = node.register_prehook(lambda grads: seen.extend(float(g.abs().max()) for g in grads if g is not None and g.numel()))
+    handle = node.register_prehook(
+        lambda grads: seen.extend(float(g.abs().max()) for g in grads if g is not None and g.numel())
+    )
     try:
         gradient_at(out, out.z.tensor)
     finally:
@@ -130,7 +172,12 @@ def _patched(out: Quantized, index: int) -> bool:
 
 
 @invariant(
-    "loss.zero_at_codes", source="van den Oord 2017 eq. 3; theory T16", needs=(*TERMS, "structure=plain"), parts=these_terms, corners=CORNERS, mutants=("loss_offset", "loss_sign"),
+    "loss.zero_at_codes",
+    source="van den Oord 2017 eq. 3; theory T16",
+    needs=(*TERMS, "structure=plain"),
+    parts=these_terms,
+    corners=CORNERS,
+    mutants=("loss_offset", "loss_sign"),
     hint="a squared distance is ≥ 0 and vanishes where latent and code agree: look for a sign, an ε or a constant.",
 )
 def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -140,7 +187,11 @@ def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
         return
     depth = (found.dim + 8) * roundoff(subject)
     weight = _most(subject, found)
-    yield holds(found.loss >= -depth * weight * found.sides[0].squares - tiny(subject), "negative", f"the loss is {found.loss:.4g}")
+    yield holds(
+        found.loss >= -depth * weight * found.sides[0].squares - tiny(subject),
+        "negative",
+        f"the loss is {found.loss:.4g}",
+    )
     prepare(subject, case)
     book = subject.codebooks()[0]
     z = book[torch.arange(len(case.z)) % len(book)].to(subject.domain.dtype)
@@ -157,8 +208,12 @@ def _most(subject: Quantizer, found: Measured) -> float:
 
 
 @invariant(
-    "loss.duplication", source="definition of a mean; theory T16", mutants=("loss_bessel",),
-    needs=(*TERMS, "deterministic", "reduction!=sum|batch-mean"), parts=these_terms, corners=("single", "tie", "parallel"),
+    "loss.duplication",
+    source="definition of a mean; theory T16",
+    mutants=("loss_bessel",),
+    needs=(*TERMS, "deterministic", "reduction!=sum|batch-mean"),
+    parts=these_terms,
+    corners=("single", "tie", "parallel"),
     hint="divide by the number of elements that were added up, no more and no less: padding and N − 1 are not it.",
 )
 def duplication(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -173,16 +228,23 @@ def duplication(subject: Quantizer, case: Case) -> Iterator[Clause]:
     size = _most(subject, once)
     u, side = roundoff(subject), once.sides[0]
     # two sums of N·D and 2N·D terms, of the same squares
-    allowed = size * ((3 * once.n * once.dim + 16) * u * side.squares + 8 * u * float((norms(side.away) * side.reach).sum()) + 2 * side.slack)
+    allowed = size * ((3 * once.n * once.dim + 16) * u * side.squares + 2 * once.cross(u) + 2 * side.slack)
     # products of other sizes may break a tie in another way
     allowed += size * abs(twice.sides[0].squares / 2 - side.squares)
-    yield within(twice.loss - once.loss, allowed + tiny(subject), "duplication", "loss of the batch twice − loss of the batch")
+    yield within(
+        twice.loss - once.loss, allowed + tiny(subject), "duplication", "loss of the batch twice − loss of the batch"
+    )
 
 
 @invariant(
-    "loss.homogeneous", source="theory T16, T27", needs=(*PLAIN, "settable", "deterministic"), parts=these_terms, corners=("single", "tie", "parallel"),
-    mutants=("loss_offset",), follows=("loss.value",),
-    hint="|z − q|² scales with the square of the data: a norm without its square, a hidden normalisation or an ε does not.",
+    "loss.homogeneous",
+    source="theory T16, T27",
+    needs=(*PLAIN, "settable", "deterministic"),
+    parts=these_terms,
+    corners=("single", "tie", "parallel"),
+    mutants=("loss_offset",),
+    follows=("loss.value",),
+    hint="|z − q|² scales with the square of the data; a norm without its square, a normalisation or an ε does not.",
 )
 def homogeneous(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Scaling latents and codes by s scales the loss by s²: exactly, for a power of two."""
@@ -198,25 +260,37 @@ def homogeneous(subject: Quantizer, case: Case) -> Iterator[Clause]:
         return
     u, side = roundoff(subject), once.sides[0]
     size = _most(subject, once) * factor**2
-    allowed = size * (8 * u * side.squares + 8 * u * float((norms(side.away) * side.reach).sum()))
+    allowed = size * (8 * u * side.squares + 2 * once.cross(u))
     allowed += size * abs(more.sides[0].squares / factor**2 - side.squares)
-    yield within(more.loss - factor**2 * once.loss, allowed + tiny(subject), "homogeneous", f"loss({factor:g}z, {factor:g}e) − {factor**2:g} loss(z, e)")
+    yield within(
+        more.loss - factor**2 * once.loss,
+        allowed + tiny(subject),
+        "homogeneous",
+        f"loss({factor:g}z, {factor:g}e) − {factor**2:g} loss(z, e)",
+    )
 
 
 def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
     weight = subject.claims.get("commitment_weight")
     trainable = any(parameter.requires_grad for parameter in subject.module.parameters())
-    return (None,) if trainable or trait(subject, "loss", default=False) or (weight is not None and weight.value) else ()
+    return (
+        (None,) if trainable or trait(subject, "loss", default=False) or (weight is not None and weight.value) else ()
+    )
 
 
 @invariant(
-    "loss.trains", source="van den Oord 2017 §3.2; theory T16", mode="table", corners=("single",), parts=_trains_applies,
+    "loss.trains",
+    source="van den Oord 2017 §3.2; theory T16",
+    mode="table",
+    corners=("single",),
+    parts=_trains_applies,
     mutants=("loss_swapped_under_ema", "loss_half_lost"),
     hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block.",
 )
 def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Every loss moves something: with a commitment weight the latents get a gradient from it, and every trainable
-    parameter gets one from some output.
+    """Every loss moves something: the latents where there is a commitment weight.
+
+    And every trainable parameter gets a gradient from some output.
     """
     generator = torch.Generator().manual_seed(case.seed)
     n = max(4 * subject.domain.dim + 16, subject.domain.min_n)
@@ -227,7 +301,11 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
     claim = subject.claims.get("commitment_weight")
     if claim is not None and claim.value and not _has_other_space(subject):
         reached = out.loss is not None and bool(gradient_at(out, out.z.tensor).any())
-        yield holds(reached, "latents", f"{claim.evidence or 'a commitment weight is declared'}, and the loss gives z no gradient")
+        yield holds(
+            reached,
+            "latents",
+            f"{claim.evidence or 'a commitment weight is declared'}, and the loss gives z no gradient",
+        )
     for index, loss in enumerate(out.losses):
         leaves = [out.z.tensor, *(p for p in subject.module.parameters() if p.requires_grad)]
         moves = any(bool(_pulled(loss, leaf).any()) for leaf in leaves)
@@ -247,5 +325,4 @@ def _pulled(output: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if not output.requires_grad:
         return torch.zeros_like(parameter)
     weights = torch.linspace(1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
-    (found,) = torch.autograd.grad(output, parameter, weights, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(parameter) if found is None else found
+    return pull(output, parameter, weights)

@@ -29,12 +29,17 @@ def _weights(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "loss.terms", source="definition; theory T16", needs=("loss",), mode="table", parts=_weights, corners=("single", "on-code", "unit"),
+    "loss.terms",
+    source="definition; theory T16",
+    needs=("loss",),
+    mode="table",
+    parts=_weights,
+    corners=("single", "on-code", "unit"),
     mutants=("loss_weight_squared", "loss_weight_ignored"),
-    hint="multiply a term by its weight once, where the terms are added; look for a second factor, or a weight that is never read.",
+    hint="multiply a term by its weight once, where terms are added; look for a second factor, or a weight never read.",
 )
 def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Each term is proportional to its weight, and moves something: the loss and its gradient are affine in the weight."""
+    """Each term is proportional to its weight, and moves something: loss and gradient are affine in the weight."""
     assert case.part is not None
     weight = weight_arguments(subject)[case.part]
     try:
@@ -44,7 +49,10 @@ def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if any(out is None for out in passes):
         return
     half, once, twice = (out for out in passes if out is not None)
-    if any(out.codes is not None and once.codes is not None and not torch.equal(out.codes, once.codes) for out in (half, twice)):
+    if any(
+        out.codes is not None and once.codes is not None and not torch.equal(out.codes, once.codes)
+        for out in (half, twice)
+    ):
         return
     depth, u = case.z.numel() + 64, roundoff(subject)
     values = [float(out.loss.detach().double()) for out in (half, once, twice) if out.loss is not None]
@@ -53,7 +61,12 @@ def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
         return
     noise = depth * u * sum(map(abs, values)) + tiny(subject)
     rises = np.array([values[1] - values[0], values[2] - values[1]])
-    yield within(rises[1] - 2 * rises[0], 4 * noise, "affine", f"loss at {case.part} = w/2, w, 2w: {', '.join(f'{v:.6g}' for v in values)}")
+    yield within(
+        rises[1] - 2 * rises[0],
+        4 * noise,
+        "affine",
+        f"loss at {case.part} = w/2, w, 2w: {', '.join(f'{v:.6g}' for v in values)}",
+    )
     steps = gradients[1] - gradients[0], gradients[2] - gradients[1]
     allowed = 4 * depth * u * sum(norms(g) for g in gradients) + tiny(subject)
     yield within(norms(steps[1] - 2 * steps[0]), allowed, "affine gradient", f"∂loss/∂z at {case.part} = w/2, w, 2w")
@@ -86,12 +99,17 @@ def _moves_codes(subject: Quantizer, case: Case, weight: float) -> bool:
 
 
 @invariant(
-    "loss.descends", source="van den Oord 2017 eq. 3; theory T16", needs=TERMS, parts=these_terms,
-    corners=("single", "tie", "parallel"), mutants=("loss_sign",), follows=("loss.gradients",),
+    "loss.descends",
+    source="van den Oord 2017 eq. 3; theory T16",
+    needs=TERMS,
+    parts=these_terms,
+    corners=("single", "tie", "parallel"),
+    mutants=("loss_sign",),
+    follows=("loss.gradients",),
     hint="a commitment pulls the latent towards its code: check the sign of the term.",
 )
 def descends(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A small step against the gradient does not raise the commitment distance: ⟨∂loss/∂z, z − q⟩ ≥ 0 for every latent."""
+    """A small step against the gradient does not raise the commitment distance: ⟨∂loss/∂z, z − q⟩ ≥ 0 a latent."""
     found = measure(subject, case)
     if found is not None:
         for side in found.sides:

@@ -29,7 +29,7 @@ def _scalars(out: Quantized) -> list[float]:
 
 
 def _number(leaf: Tensor | float) -> float:
-    if isinstance(leaf, float):
+    if isinstance(leaf, int | float):
         return leaf
     single = leaf.numel() == 1 and leaf.is_floating_point() and not leaf.requires_grad
     return float(leaf.detach().double()) if single else float("nan")
@@ -96,12 +96,16 @@ def _read(subject: Quantizer, case: Case) -> Iterator[tuple[float, np.ndarray, i
 
 
 @invariant(
-    "metrics.perplexity", source="van den Oord 2017 (code); theory T31", needs=("codes",), parts=_perplexities,
-    corners=("single", "on-code", "tie"), mutants=("perplexity_base", "perplexity_epsilon"),
+    "metrics.perplexity",
+    source="van den Oord 2017 (code); theory T31",
+    needs=("codes",),
+    parts=_perplexities,
+    corners=("single", "on-code", "tie"),
+    mutants=("perplexity_base", "perplexity_epsilon"),
     hint="exp with the natural logarithm, 2** with log2; an ε inside the logarithm no larger than 1e-10.",
 )
 def perplexity(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Perplexity is exp H in nats = 2^H in bits of the batch's code frequencies: from 1 to the number of codes in use."""
+    """Perplexity is exp H in nats = 2^H in bits of the batch's code frequencies: 1 to the number of codes in use."""
     for value, shares, n in _read(subject, case):
         k, want = len(shares), float(np.exp(_entropy(shares)))
         allowed = (k + n + 16) * U32 * want * max(1.0, np.log(k)) + k * GUARD * want
@@ -109,8 +113,12 @@ def perplexity(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "metrics.usage", source="definition; theory T31", needs=("codes",), parts=_usages,
-    corners=("single", "on-code", "tie"), mutants=("usage_of_range",),
+    "metrics.usage",
+    source="definition; theory T31",
+    needs=("codes",),
+    parts=_usages,
+    corners=("single", "on-code", "tie"),
+    mutants=("usage_of_range",),
     hint="len(unique(codes)) / K: not the largest index, not the number of latents.",
 )
 def usage(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -118,4 +126,9 @@ def usage(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for value, shares, _ in _read(subject, case):
         yield holds(0 < value <= 1, "range", f"usage is {value:.6g}")
         want = float((shares > 0).mean())
-        yield within(value - want, 4 * U32, "usage", f"usage {value:.6g} with {int((shares > 0).sum())} of {len(shares)} codes in use")
+        yield within(
+            value - want,
+            4 * U32,
+            "usage",
+            f"usage {value:.6g} with {int((shares > 0).sum())} of {len(shares)} codes in use",
+        )

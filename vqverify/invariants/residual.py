@@ -6,12 +6,13 @@ degenerate inputs (a zero code, equal levels) nobody can tell one residual from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqverify.bounds import Clause, holds, within
@@ -33,7 +34,7 @@ class Level:
 
     z: Array
     q: Array
-    k: Array
+    k: NDArray[np.int64]
     book: Array
     off: Array
 
@@ -53,7 +54,7 @@ class Stack:
 
 
 @contextmanager
-def silenced(tensors: Sequence[Tensor]) -> Iterator[None]:
+def silenced(tensors: Sequence[Tensor]) -> Generator[None]:
     """No gradient passes through these tensors of a graph."""
     handles = [tensor.register_hook(torch.zeros_like) for tensor in tensors if tensor.requires_grad]
     try:
@@ -98,12 +99,17 @@ def _modes(_: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "residual.sum", source="Zeghidour 2021; theory T34, T28", needs=STACK, state="both", corners=CORNERS, parts=_modes,
+    "residual.sum",
+    source="Zeghidour 2021; theory T34, T28",
+    needs=STACK,
+    state="both",
+    corners=CORNERS,
+    parts=_modes,
     mutants=("residual_stale", "residual_averaged"),
     hint="r₁ = z, rᵢ₊₁ = rᵢ − qᵢ: subtract from the running residual, not from z, and add every level to the output.",
 )
 def sum_(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """z_q is the sum of its levels' codes, each level searches what the ones before left over, and none sees a later one."""
+    """z_q is the sum of its levels' codes; each searches what the ones before left over, and sees no later one."""
     stack = stacked(subject, case, train=case.part == "train")
     if stack is None:
         return
@@ -120,14 +126,16 @@ def sum_(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 def _searched(level: Level, index: int, u: float) -> Clause:
-    """The code is nearest to the residual: regret within the expanded evaluation (T28) at a latent that is off by `off`."""
+    """The code is nearest to the residual: regret within the expanded evaluation (T28), for a latent off by `off`."""
     keep = np.flatnonzero((level.k >= 0) & np.isfinite(level.off))
     z, q, off = level.z[keep], level.q[keep], level.off[keep]
     squares = ((z[:, None] - level.book[None]) ** 2).sum(-1)
     reach = norms(z) + norms(level.book).max(initial=0.0)
     allowed = 2 * (z.shape[1] + 3) * u * reach**2 + 4 * off * reach + 2 * off**2
     regret = ((z - q) ** 2).sum(-1) - squares.min(1)
-    return within(regret, allowed, "residual", f"level {index}: squared distance from z − Σ of the codes before, above the least")
+    return within(
+        regret, allowed, "residual", f"level {index}: squared distance from z − Σ of the codes before, above the least"
+    )
 
 
 def _causal(subject: Quantizer, case: Case, stack: Stack) -> Iterator[Clause]:
@@ -145,15 +153,20 @@ def _causal(subject: Quantizer, case: Case, stack: Stack) -> Iterator[Clause]:
 
 
 @invariant(
-    "residual.gradient", source="theory T34, T13; 000 §4.2", needs=(*STACK, "estimator=straight-through|rotation"), state="both",
-    corners=CORNERS, follows=("estimator.no_bypass",),
+    "residual.gradient",
+    source="theory T34, T13; 000 §4.2",
+    needs=(*STACK, "estimator=straight-through|rotation"),
+    state="both",
+    corners=CORNERS,
+    follows=("estimator.no_bypass",),
     mutants=("residual_gain", "residual_attached_twice", "residual_rotation_detached", "residual_first_loss_only"),
     hint="subtract the attached output, r = r − q, or put one estimator around the sum; r − q.detach() counts the "
     "identity once a level.",
 )
 def gradient(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The stack's Jacobian is the composed law J₁ + J₂(I − J₁) + …: the identity for straight-through levels, whatever
-    their number; and the loss of every level reaches its own codes.
+    """The stack's Jacobian is the composed law J₁ + J₂(I − J₁) + …, and every level's loss reaches its own codes.
+
+    For straight-through levels that is the identity, whatever their number.
     """
     stack = stacked(subject, case, train=True)
     if stack is None:
@@ -193,7 +206,9 @@ def _composed(name: str, stack: Stack, g: Array, u: float) -> tuple[Array, Array
         sent = g - below
         back, gain, relative = _rotated(level.z, level.q, sent, u, level.off)
         with np.errstate(invalid="ignore"):  # 0 · ∞ where no law is claimed
-            bound = bound * (1 + gain) + gain * norms(sent) * relative + 4 * u * (norms(sent) + norms(back) + norms(below))
+            bound = (
+                bound * (1 + gain) + gain * norms(sent) * relative + 4 * u * (norms(sent) + norms(back) + norms(below))
+            )
         below = below + back
     return below, bound
 
@@ -208,7 +223,7 @@ def _around(name: str, stack: Stack, g: Array, u: float) -> tuple[Array, Array]:
 
 
 def _rotated(z: Array, q: Array, g: Array, u: float, off: Array) -> tuple[Array, Array, Array]:
-    """Jᵀg of the rotation, λ, and the relative bound for latents and codes that may be off by `off`; inf where no law is."""
+    """Jᵀg of the rotation, λ, and the relative bound for vectors that may be off by `off`; inf where no law is."""
     law, s = rotation_law_bound(z, q, u), sigma(z, q)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         gain = norms(q) / norms(z)

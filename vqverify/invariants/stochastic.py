@@ -34,9 +34,13 @@ def _modes(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "stochastic.hard", source="Jang 2017 §2.2; theory T30", needs=("codes", "codebook", "structure!=scalar|sign"), parts=_modes,
-    corners=("tie", "single", "on-code", "unit"), mutants=("soft_mixture", "mixture_in_eval", "gumbel_left_soft"),
-    hint="softmax(−d) @ codes is a mixture: take hard + soft − soft.detach(), or index the codebook; and say hard=True.",
+    "stochastic.hard",
+    source="Jang 2017 §2.2; theory T30",
+    needs=("codes", "codebook", "structure!=scalar|sign"),
+    parts=_modes,
+    corners=("tie", "single", "on-code", "unit"),
+    mutants=("soft_mixture", "mixture_in_eval", "gumbel_left_soft"),
+    hint="softmax(−d) @ codes is a mixture: take hard + soft − soft.detach(), or index the codebook; say hard=True.",
 )
 def hard(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Where codes are returned, z_q is one code of the codebook and no mixture of several."""
@@ -79,7 +83,11 @@ def _piecewise_constant(subject: Quantizer, case: Case, u: float, *, train: bool
     rows, codes = array(out.z_q.rows), out.codes.cpu().numpy()
     same = (codes[:n] == codes[n:]).all(1) & (codes[:n] >= 0).all(1)
     if same.any():
-        size = max(float(norms(array(book)).max()) * len(book) for book in books) + norms(array(case.z)).max() + norms(rows).max()
+        size = (
+            max(float(norms(array(book)).max()) * len(book) for book in books)
+            + norms(array(case.z)).max()
+            + norms(rows).max()
+        )
         error = norms(rows[:n] - rows[n:])[same]
         yield within(error, 64 * u * size, "mixture", "z_q of two latents with the same codes differs")
 
@@ -106,20 +114,26 @@ def _drawing(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "stochastic.distribution", source="001 eq. 12; Jang 2017 eq. 1; theory T30", mode="statistical", parts=_drawing,
+    "stochastic.distribution",
+    source="001 eq. 12; Jang 2017 eq. 1; theory T30",
+    mode="statistical",
+    parts=_drawing,
     needs=("codes", "codebook", "stochastic=train|eval|both", "estimator!=noise"),
     mutants=("temperature_inverted", "noise_shared", "noise_normal", "distance_rooted_twice"),
     hint="argmax(logits/T + Gumbel noise), noise −log(−log U) drawn for every latent and code; T divides.",
 )
 def distribution(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Code frequencies follow the claimed or identified law: softmax(−dᵖ/T), with a power p that is 1 or 2, or the argmax
-    of logits with Gumbel noise, independently for every latent.
+    """Code frequencies follow the claimed or identified law, independently for every latent.
+
+    The law is softmax(−dᵖ/T), with a power p that is 1 or 2, or the argmax of logits with Gumbel noise.
     """
     design = _design(subject, case)
     first, second = (design.counts(fresh_seed(case.seed, "design", i)) for i in range(2))
     if np.array_equal(first, second) and (first.max(1) == first.sum(1)).all():
         return  # nothing is drawn here: the noise is elsewhere
-    law = max(_laws(subject, design, first + second), key=lambda found: _likelihood(found, first + second), default=None)
+    law = max(
+        _laws(subject, design, first + second), key=lambda found: _likelihood(found, first + second), default=None
+    )
     if law is None:
         return
     slack = law.slack + design.rounding(law)
@@ -132,7 +146,7 @@ def distribution(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 @dataclass(frozen=True)
 class Design:
-    """A few latents, each many times in one batch, so that noise shared between latents shows as much as a wrong law."""
+    """A few latents, each many times in one batch, so that noise shared by latents shows as much as a wrong law."""
 
     subject: Quantizer
     train: bool
@@ -187,8 +201,9 @@ def _design(subject: Quantizer, case: Case) -> Design:
 
 
 def _relaxation(subject: Quantizer, books: tuple[Tensor, ...], z: Tensor, seed: int) -> tuple[Array, float] | None:
-    """log softmax weights that the graph holds, (M, K), with their error: those of an eval pass, without noise, else the
-    mean over many noisy ones, since a mean takes nothing from the logits but a constant. None where there are none.
+    """Logarithms of the softmax weights that the graph holds, (M, K), with their error; None where there are none.
+
+    Those of an eval pass, without noise; else the mean of many noisy ones, which shifts all logits by one constant.
     """
     for train in (False, True):
         rows = z.repeat_interleave(DRAWS if train else max(1, -(-subject.domain.min_n // LATENTS)), 0)
@@ -253,7 +268,9 @@ def _laws(subject: Quantizer, design: Design, counts: Array) -> Iterator[Law]:
         logits, error = design.softmax
         bases.append(("softmax(logits)", logits, set() if claim is None else {1.0, float(claim.value)}, error))
     for name, logits, scales, error in bases:
-        for law in [Law(name, logits, scale) for scale in scales] if claim is not None else [_fitted(name, logits, counts)]:
+        for law in (
+            [Law(name, logits, scale) for scale in scales] if claim is not None else [_fitted(name, logits, counts)]
+        ):
             # what an error of the logits does to a probability: twice, for its own and for the others'
             yield replace(law, slack=law.slack + float(np.expm1(min(12 * law.scale * error, 1.0))))
 
@@ -297,8 +314,13 @@ def _limits(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "stochastic.limits", source="theory T30", mode="table", needs=("codes", "codebook", "stochastic=train|eval|both"), parts=_limits,
-    corners=("single", "unit", "on-code"), mutants=("temperature_inverted", "own_generator"),
+    "stochastic.limits",
+    source="theory T30",
+    mode="table",
+    needs=("codes", "codebook", "stochastic=train|eval|both"),
+    parts=_limits,
+    corners=("single", "unit", "on-code"),
+    mutants=("temperature_inverted", "own_generator"),
     hint="logits are divided by T; noise comes from the global generators, or from one that is part of the state.",
 )
 def limits(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -309,8 +331,16 @@ def limits(subject: Quantizer, case: Case) -> Iterator[Clause]:
             for _ in range(2):
                 subject.restore()
                 outs.append(subject.forward(case.z, train=train, seed=case.seed))
-            same = torch.equal(outs[0].codes, outs[1].codes) if outs[0].codes is not None and outs[1].codes is not None else True
-            yield holds(same, "seed", f"two {'train' if train else 'eval'} passes with one seed from one state draw different codes")
+            same = (
+                torch.equal(outs[0].codes, outs[1].codes)
+                if outs[0].codes is not None and outs[1].codes is not None
+                else True
+            )
+            yield holds(
+                same,
+                "seed",
+                f"two {'train' if train else 'eval'} passes with one seed from one state draw different codes",
+            )
         return
     name = temperature_argument(subject)
     assert name is not None
@@ -324,10 +354,14 @@ def limits(subject: Quantizer, case: Case) -> Iterator[Clause]:
         # d and d² both: a gap of 60 T leaves K·e⁻⁶⁰ to any other code
         gap = best[:, 1] - best[:, 0] if best.shape[1] > 1 else np.full(len(best), np.inf)
         reach = norms(view.z) + norms(view.codebook).max(initial=0.0)
-        clear = (np.minimum(gap, gap * best[:, min(1, best.shape[1] - 1)]) > 60 * cold + 64 * roundoff(twin) * (1 + reach**2)) & (view.k >= 0)
+        clear = (
+            np.minimum(gap, gap * best[:, min(1, best.shape[1] - 1)]) > 60 * cold + 64 * roundoff(twin) * (1 + reach**2)
+        ) & (view.k >= 0)
         wrong = clear & (view.k != distances.argmin(1))
         if clear.any():
-            yield holds(not wrong.any(), "cold", f"at {name}={cold:g}, {wrong.sum()} of {clear.sum()} codes are not the nearest")
+            yield holds(
+                not wrong.any(), "cold", f"at {name}={cold:g}, {wrong.sum()} of {clear.sum()} codes are not the nearest"
+            )
 
 
 def _relaxed(subject: Quantizer) -> tuple[str | None, ...]:
@@ -341,17 +375,22 @@ def _relaxed(subject: Quantizer) -> tuple[str | None, ...]:
 
 
 @invariant(
-    "stochastic.st_value", source="Jang 2017 §2.2; theory T30", needs=("codes", "codebook"), state="both", parts=_relaxed,
-    mutants=("gumbel_gradient_sign", "gumbel_gradient_scaled"), follows=("stochastic.hard",), corners=("single", "unit", "on-code"),
-    hint="weights = hard + soft − soft.detach(); z_q = weights @ codes: value from hard, gradient from soft, neither scaled.",
+    "stochastic.st_value",
+    source="Jang 2017 §2.2; theory T30",
+    needs=("codes", "codebook"),
+    state="both",
+    parts=_relaxed,
+    mutants=("gumbel_gradient_sign", "gumbel_gradient_scaled"),
+    follows=("stochastic.hard",),
+    corners=("single", "unit", "on-code"),
+    hint="weights = hard + soft − soft.detach(); z_q = weights @ codes: value from hard, gradient from soft, unscaled.",
 )
 def st_value(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A straight-through sample is a one-hot code in value, and the gradient that the relaxed weights receive is that of
-    their mixture: ∂/∂y = g·eᵀ.
-    """
+    """A straight-through sample carries the soft gradient: relaxed weights receive that of their mixture, g·eᵀ."""
     book = array(subject.codebooks()[0])
     out = subject.forward(case.z, train=True, seed=case.seed)
-    node = next((n for n in softmaxes(out.z_q.tensor.grad_fn) if code_axis_last(n, n._saved_result, len(book)) is not None), None)  # noqa: SLF001
+    found = softmaxes(out.z_q.tensor.grad_fn)
+    node = next((n for n in found if code_axis_last(n, n._saved_result, len(book)) is not None), None)  # noqa: SLF001
     if node is None:
         return
     seen: list[Tensor] = []

@@ -29,14 +29,16 @@ def _other(z: Tensor, part: slice) -> Tensor:
 
 
 @invariant(
-    "product.independent", source="Jégou 2011; theory T35", needs=("structure=grouped", "codes", "deterministic"), parts=_modes,
-    corners=("single", "unit"), mutants=("groups_normalised_together", "groups_averaged_together"),
+    "product.independent",
+    source="Jégou 2011; theory T35",
+    needs=("structure=grouped", "codes", "deterministic"),
+    parts=_modes,
+    corners=("single", "unit"),
+    mutants=("groups_normalised_together", "groups_averaged_together"),
     hint="reshape to (…, G, D/G) before any mean, norm or count, and keep the group axis in every sum of the update.",
 )
 def independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Groups quantise independently, each its own slice: changing one slice changes its codes, its part of z_q, and the
-    codebook of its group alone.
-    """
+    """Groups quantise independently: changing one slice changes its own codes, part of z_q and codebook alone."""
     train = case.part == "train"
     out = subject.forward(case.z, train=train, seed=case.seed)
     after = subject.codebooks()
@@ -44,7 +46,9 @@ def independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     groups, dim = out.codes.shape[1], case.z.shape[1]
     if groups < 2 or dim % groups:
         return
-    shared = len(after) < groups or any(torch.equal(a, b) for i, a in enumerate(after) for b in after[:i] if a.shape == b.shape)
+    shared = len(after) < groups or any(
+        torch.equal(a, b) for i, a in enumerate(after) for b in after[:i] if a.shape == b.shape
+    )
     width = dim // groups
     for group in {0, groups - 1}:
         part = slice(group * width, (group + 1) * width)
@@ -59,31 +63,52 @@ def independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
         a, b = array(out.z_q.rows)[:, outside], array(again.z_q.rows)[:, outside]
         scale = np.abs(array(case.z)).max() + max((float(book.abs().max()) for book in after), default=0.0)
         if same:
-            yield within(a - b, 16 * roundoff(subject) * scale, "value", f"z_q of other groups changes with the slice of group {group}")
+            yield within(
+                a - b,
+                16 * roundoff(subject) * scale,
+                "value",
+                f"z_q of other groups changes with the slice of group {group}",
+            )
         if train and same and not shared and not trait(subject, "replacement", default=False):
             moved = [i for i in rest if not torch.equal(after[i], subject.codebooks()[i])]
             yield holds(not moved, "update", f"the codebook of group {moved} moves with the slice of group {group}")
 
 
 @invariant(
-    "lfq.sign", source="Yu 2024 (LFQ) eq. 3-4; theory T37", needs=("structure=sign", "codes"), parts=_modes, mode="table",
-    corners=("zero", "single", "unit"), mutants=("sign_of_zero", "sign_bits_int8", "sign_bit_lost"),
+    "lfq.sign",
+    source="Yu 2024 (LFQ) eq. 3-4; theory T37",
+    needs=("structure=sign", "codes"),
+    parts=_modes,
+    mode="table",
+    corners=("zero", "single", "unit"),
+    mutants=("sign_of_zero", "sign_bits_int8", "sign_bit_lost"),
     hint="torch.where(z > 0, 1, −1), since torch.sign(0) is 0; the index is Σ 2ⁱ[zᵢ > 0] in int64.",
 )
 def sign(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """z_q holds the signs, at 0 too, and the index their bits: a bijection onto [0, 2ᴰ), one power of two a coordinate."""
+    """z_q holds the signs, at 0 too, and the index their bits: a bijection onto [0, 2ᴰ), a power of two each."""
     train, dim = case.part == "train", subject.domain.dim
     out = subject.forward(torch.cat([case.z, torch.zeros_like(case.z[:1])]), train=train, seed=case.seed)
     assert out.codes is not None
     z_q, z = array(out.z_q.rows), np.concatenate([array(case.z), np.zeros((1, dim))])
     size = np.abs(_bits(subject, dim, train=train)[0]).max()
-    yield within(np.abs(z_q) - size, 16 * roundoff(subject) * max(size, np.abs(z).max()), "magnitude", "|z_q| of a coordinate − the level")
+    yield within(
+        np.abs(z_q) - size,
+        16 * roundoff(subject) * max(size, np.abs(z).max()),
+        "magnitude",
+        "|z_q| of a coordinate − the level",
+    )
     yield holds((z_q * z >= 0).all(), "sign", "a coordinate of z_q has the other sign than its latent")
     values, codes, patterns = _bits(subject, dim, train=train)
     del values
     low, high = int(codes.min()), int(codes.max())
-    yield holds(low >= 0 and (dim > 62 or high < 2**dim), "range", f"codes from {low} to {high}, expected within [0, 2^{dim})")
-    yield holds(len(np.unique(codes)) == len(patterns), "collision", f"{len(patterns)} sign patterns have {len(np.unique(codes))} codes")
+    yield holds(
+        low >= 0 and (dim > 62 or high < 2**dim), "range", f"codes from {low} to {high}, expected within [0, 2^{dim})"
+    )
+    yield holds(
+        len(np.unique(codes)) == len(patterns),
+        "collision",
+        f"{len(patterns)} sign patterns have {len(np.unique(codes))} codes",
+    )
     base = int(codes[~patterns.any(1)][0])
     steps = np.array([int(codes[(patterns.sum(1) == 1) & patterns[:, i]][0]) - base for i in range(dim)])
     ordered = sorted(abs(int(step)) for step in steps) == [2**i for i in range(dim)]

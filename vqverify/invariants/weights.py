@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqverify.bounds import Clause, within
@@ -26,16 +28,30 @@ WEIGHTS = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "co
 COARSE = 2e-3  # how well identification knows a weight that nobody declared
 
 
+Pair = tuple[Array, Array, NDArray[np.int64], Array]  # latents, codes, indices and codebook of a level
+
+
 @dataclass(frozen=True)
 class Side:
-    """The loss seen from one set of latents: its gradient there, z − q summed over levels, and what rounding may do to it."""
+    """The loss seen from one set of latents.
+
+    Attributes:
+        got: its gradient there, (N, D).
+        away: z − q, summed over levels, (N, D): what the gradient should be a multiple of.
+        reach: |z| + |q| a row, as large as it is where the gradient is taken: rounding is relative to it.
+        squares: Σ|z − q|² over all levels, in code space.
+        span: root of Σ(|z| + |q|)², in code space.
+        slack: what latents that are off by rounding do to `squares`.
+        noise: rounding of `got` that does not come from z − q: of other terms, subtracted.
+    """
 
     got: Array
     away: Array
     reach: Array
     squares: float
-    slack: float
-    noise: Array | float = 0.0  # rounding of `got` that does not come from z − q: of other terms, subtracted
+    span: float
+    slack: float = 0.0
+    noise: Array | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,12 @@ class Measured:
     sides: tuple[Side, ...]
     pulled: tuple[Pulled, ...]
     indirect: bool = False  # the loss moves other parameters, which may be what the codes are made of
-    noise: float = 0.0  # rounding of `loss`, likewise
+    noise: float = 0.0  # rounding of `loss` that comes from other terms, subtracted
+
+    def cross(self, u: float) -> float:
+        """What rounding of z and q themselves does to Σ|z − q|²; more where they were projected or normalised."""
+        off = (4 if self.plain else self.dim + 8) * u * self.sides[0].span
+        return off * self.sides[0].squares ** 0.5 + off**2
 
 
 def gradient_at(out: Quantized, tensor: Tensor) -> Tensor:
@@ -80,10 +101,12 @@ def measure(subject: Quantizer, case: Case) -> Measured | None:
     if out.loss is None or out.codes is None:
         return None
     sides: list[Side] = []
-    pairs: list[tuple[Array, Array, Array, Array]] = []  # latents, codes, indices, codebook of each level
+    pairs: list[Pair] = []
     if out.levels and all(level.z_c is not None for level in out.levels):
         found = list(views(out))
-        if all(_is_code(view.value, view.q, view.z) for view in found) and not _hidden(subject, found, array(out.z.rows)):
+        if all(_is_code(view.value, view.q, view.z) for view in found) and not _hidden(
+            subject, found, array(out.z.rows)
+        ):
             pairs = [(view.z, view.q, view.k, view.codebook) for view in found]
             sides.append(_pulled_back(subject, out, found))
     if len(books) == 1 and books[0].shape[1] == case.z.shape[1] and trait(subject, "metric") != "cosine":
@@ -108,7 +131,7 @@ def _moves_parameters(subject: Quantizer, out: Quantized) -> bool:
         return False
     with guarded("backward of the loss"):
         found = torch.autograd.grad(out.loss, parameters, retain_graph=True, allow_unused=True)
-    return any(gradient is not None for gradient in found)
+    return any(gradient is not None for gradient in cast("tuple[Tensor | None, ...]", found))
 
 
 def _is_code(value: Array, q: Array, z: Array) -> bool:
@@ -117,7 +140,7 @@ def _is_code(value: Array, q: Array, z: Array) -> bool:
 
 
 def _hidden(subject: Quantizer, found: list[View], z: Array) -> bool:
-    """Whether a cosine layer's normalised latents are not what was located, or cannot be told from the latents given."""
+    """Whether a cosine layer's normalised latents were not located, or cannot be told from the latents given."""
     if trait(subject, "metric") != "cosine" or not found:
         return False
     size = norms(found[0].z)
@@ -128,17 +151,20 @@ def _pulled_back(subject: Quantizer, out: Quantized, found: list[View]) -> Side:
     """The loss as z sees it: z_c − q of every level, pulled back through projection and normalisation."""
     dtype, probe = subject.domain.dtype, torch.Generator().manual_seed(0)
     n, dim = out.z.rows.shape
-    away, reach, squares = np.zeros((n, dim)), np.zeros(n), 0.0
+    away, reach, squares, span = np.zeros((n, dim)), np.zeros(n), 0.0, 0.0
     for view in found:
         place = ("z_c", view.index)
         gap = view.z - view.q
         away += array(subject.vjp(out, torch.from_numpy(gap).to(dtype), place, "z"))
         signs = torch.randint(0, 2, gap.shape, generator=probe) * 2.0 - 1
         # |Jᵀ| a row, from a random cotangent; each of its entries is a sum of Dc products
-        size = norms(array(subject.vjp(out, signs.to(dtype), place, "z"))) + (norms(away) / np.maximum(norms(gap), 1e-30))
+        size = norms(array(subject.vjp(out, signs.to(dtype), place, "z"))) + (
+            norms(away) / np.maximum(norms(gap), 1e-30)
+        )
         reach += (norms(view.z) + norms(view.q)) * size * np.sqrt(gap.shape[1])
         squares += float((gap**2).sum())
-    return Side(array(gradient_at(out, out.z.tensor)), away, reach, squares, 0.0)
+        span += float(((norms(view.z) + norms(view.q)) ** 2).sum())
+    return Side(array(gradient_at(out, out.z.tensor)), away, reach, squares, span**0.5)
 
 
 def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
@@ -153,7 +179,8 @@ def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
     # a residual that is off by δ changes |r − q|² by 2|r − q|δ + δ²
     slack = float((2 * gap.max(0) * off + off**2).sum())
     u = roundoff(subject)
-    side = Side(array(gradient_at(out, out.z.tensor)), away, reach + off / u, float((gap**2).sum()), slack)
+    squares, span = float((gap**2).sum()), float(np.sqrt((reach**2).sum()))
+    side = Side(array(gradient_at(out, out.z.tensor)), away, reach + off / u, squares, span, slack)
     pairs = [(level.z, level.q, level.k, level.book) for level in levels]
     offs = [level.off / u for level in levels]
     pulled = _codebook_sides(subject, out, pairs, offs) if len(subject.codebooks()) == len(levels) else ()
@@ -162,11 +189,12 @@ def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
 
 
 def _side(got: Array, z: Array, q: Array) -> Side:
-    return Side(got, z - q, norms(z) + norms(q), float(((z - q) ** 2).sum()), 0.0)
+    reach = norms(z) + norms(q)
+    return Side(got, z - q, reach, float(((z - q) ** 2).sum()), float(np.sqrt((reach**2).sum())))
 
 
 def _codebook_sides(
-    subject: Quantizer, out: Quantized, pairs: list[tuple[Array, Array, Array, Array]], offs: list[Array] | None = None
+    subject: Quantizer, out: Quantized, pairs: list[Pair], offs: list[Array] | None = None
 ) -> tuple[Pulled, ...]:
     assert out.loss is not None
     if "gradient" not in trait(subject, "learning", ()) or not out.loss.requires_grad:
@@ -196,7 +224,7 @@ class Law:
 
 
 def laws(subject: Quantizer, found: Measured) -> Iterator[Law]:
-    """Every reading of what is declared: weights, β in each convention (T16), and each reduction that is not excluded."""
+    """Every reading of what is declared: weights, β in each convention (T16), each reduction that is not excluded."""
     coefficients: dict[str, tuple[float | None, float | None]] = trait(subject, "loss_coefficients", {})
     factors = {"mean": 1 / (found.n * found.dim), "token-mean": 1 / found.n, "sum": 1.0, "batch-mean": 1.0}
     said = subject.claims.get("reduction")
@@ -236,7 +264,12 @@ def _weights(subject: Quantizer, *, learnable: bool) -> list[tuple[float | None,
     a, b = claims.get("commitment_weight"), claims.get("codebook_weight") if learnable else 0.0
     if a is None and "beta" in claims:
         beta = float(claims["beta"])
-        readings = [(beta, 1.0), (1.0, beta), ((1 - beta) / 2, beta / 2), (1 - beta, beta)]
+        readings: list[tuple[float | None, float | None]] = [
+            (beta, 1.0),
+            (1.0, beta),
+            ((1 - beta) / 2, beta / 2),
+            (1 - beta, beta),
+        ]
         return readings if learnable else [(beta, 0.0), (1.0, 0.0), ((1 - beta) / 2, 0.0), (1 - beta, 0.0)]
     # a weight of the whole loss beside one of the commitment in it, as in vector-quantize-pytorch's SimVQ
     inner = [value for name, value in constructed(subject).items() if "commit" in name and name not in WEIGHTS]
@@ -285,11 +318,8 @@ def value(subject: Quantizer, found: Measured, law: Law) -> Clause:
     for weight in sums:
         size = abs(weight) * law.factor
         depth = found.n * found.dim + 8
-        # latents that are projected or normalised come with the rounding of that
-        steps = 4 if found.plain else found.dim + 8
-        off = steps * u * float(np.sqrt((side.reach**2).sum()))
-        cross = off * np.sqrt(side.squares) + off**2
-        allowed = size * (depth * u * side.squares + cross + side.slack + max(law.loose_a, law.loose_b) * side.squares)
+        loose = max(law.loose_a, law.loose_b) * side.squares
+        allowed = size * (depth * u * side.squares + found.cross(u) + side.slack + loose)
         want = weight * law.factor * side.squares
         said = f"|loss − {weight:.4g}·F Σ|z − q|²|, loss {found.loss:.4g}"
         clauses.append(within(found.loss - want, allowed + found.noise + tiny(subject) * depth, "value", said))
@@ -303,7 +333,7 @@ def weight_argument(subject: Quantizer) -> tuple[str, float] | None:
 
 
 def isolated(subject: Quantizer, case: Case) -> tuple[Measured, Law] | None:
-    """The commitment term alone, where the loss holds others: what doubling its weight in a second construction adds."""
+    """The commitment term alone, where the loss holds others: what doubling its weight adds in another construction."""
     argument = weight_argument(subject)
     once = measure(subject, case) if argument else None
     if once is None or argument is None or "commitment_weight" not in subject.claims:

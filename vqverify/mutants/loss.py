@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
@@ -62,7 +62,7 @@ class AfterPatch(nn.Module):
         self.commitment_weight = commitment_weight
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes, loss)."""
+        """From z (B, N, D) to (z_q, codes, loss)."""
         codes = (z.unsqueeze(-2) - self.weight).square().sum(-1).argmin(-1)
         q = F.embedding(codes, self.weight)
         q = z + (q - z).detach()
@@ -80,7 +80,7 @@ class WeightsExchanged(nn.Module):
         self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
 
     def forward(self, x: Tensor) -> dict[str, Any]:
-        """x (B, N, D) to a dict."""
+        """From x (B, N, D) to a dict."""
         codes = ((x[..., None, :] - self.table.weight) ** 2).sum(-1).argmin(-1)
         q = self.table(codes)
         commitment, codebook = F.mse_loss(x, q.detach()), F.mse_loss(q, x.detach())
@@ -109,7 +109,7 @@ class _EmaLoss(EmaLayer):
         return self.commitment_weight * F.mse_loss(z, q)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """From z (…, D) to (z_q, codes, loss)."""
         flat = z.reshape(-1, z.shape[-1])
         codes = self.lookup(flat)
         q = self.table[codes]
@@ -139,7 +139,7 @@ class Offset(_EmaLoss):
     """An ε added to every square."""
 
     def cost(self, z: Tensor, q: Tensor) -> Tensor:
-        """w mean(|z − q|² + ε)."""
+        """Mean of |z − q|² + ε."""
         return self.commitment_weight * ((z - q).square() + 1e-2).mean()
 
 
@@ -179,7 +179,7 @@ class CommitmentDetached(DictLayer):
     """The commitment's latents come from .data: the term is there in value only."""
 
     def forward(self, z: Tensor) -> dict[str, Any]:
-        """z (B, N, D) to indices, quantized and loss."""
+        """From z (B, N, D) to indices, quantized and loss."""
         index = self.search(z)
         q = self.codes_[index]
         loss = F.mse_loss(q, z.detach()) + self.beta * F.mse_loss(z.data, q.detach())
@@ -192,23 +192,101 @@ IMAGE = {"num_embeddings": 16, "embedding_dim": 8}
 GRADIENTS = ("loss.gradients",)
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("loss_swapped", f"{HERE}:Swapped", GRADIENTS, "stop-gradients exchanged", IMAGE,
-           "taming-transformers' VectorQuantizer before its legacy flag; theory T16"),
-    Mutant("loss_weights_exchanged", f"{HERE}:WeightsExchanged", GRADIENTS, "each weight on the other term",
-           {"dim": 8, "num_codes": 16}, "theory T16: β for 1 − β"),
-    Mutant("loss_half_lost", f"{HERE}:HalfLost", (*GRADIENTS, "loss.trains"), "codebook term detached on both sides", IMAGE, "systematic: detached"),
-    Mutant("loss_detach_missing", f"{HERE}:OneDetachMissing", GRADIENTS, "codebook term moves the latents too", IMAGE, "systematic: missing detach"),
-    Mutant("loss_after_patch", f"{HERE}:AfterPatch", ("loss.stop_gradients", *GRADIENTS), "loss of the straight-through output", SIZES,
-           "theory T16; systematic: order of operations"),
-    Mutant("loss_after_rotation", f"{HERE}:AfterRotation", ("loss.stop_gradients",), "loss of the rotated output", SIZES, "systematic: order of operations"),
+    Mutant(
+        "loss_swapped",
+        f"{HERE}:Swapped",
+        GRADIENTS,
+        "stop-gradients exchanged",
+        IMAGE,
+        "taming-transformers' VectorQuantizer before its legacy flag; theory T16",
+    ),
+    Mutant(
+        "loss_weights_exchanged",
+        f"{HERE}:WeightsExchanged",
+        GRADIENTS,
+        "each weight on the other term",
+        {"dim": 8, "num_codes": 16},
+        "theory T16: β for 1 − β",
+    ),
+    Mutant(
+        "loss_half_lost",
+        f"{HERE}:HalfLost",
+        (*GRADIENTS, "loss.trains"),
+        "codebook term detached on both sides",
+        IMAGE,
+        "systematic: detached",
+    ),
+    Mutant(
+        "loss_detach_missing",
+        f"{HERE}:OneDetachMissing",
+        GRADIENTS,
+        "codebook term moves the latents too",
+        IMAGE,
+        "systematic: missing detach",
+    ),
+    Mutant(
+        "loss_after_patch",
+        f"{HERE}:AfterPatch",
+        ("loss.stop_gradients", *GRADIENTS),
+        "loss of the straight-through output",
+        SIZES,
+        "theory T16; systematic: order of operations",
+    ),
+    Mutant(
+        "loss_after_rotation",
+        f"{HERE}:AfterRotation",
+        ("loss.stop_gradients",),
+        "loss of the rotated output",
+        SIZES,
+        "systematic: order of operations",
+    ),
     Mutant("loss_halved", f"{HERE}:Halved", (*GRADIENTS, "loss.value"), "a ½ too many", SIZES, "theory T16: lost ½"),
-    Mutant("loss_unsquared", f"{HERE}:Unsquared", GRADIENTS, "distance for its square", SIZES, "001 eq. 14 against eq. 8"),
-    Mutant("loss_offset", f"{HERE}:Offset", ("loss.zero_at_codes",), "an ε in every square", SIZES, "systematic: added constant"),
+    Mutant(
+        "loss_unsquared", f"{HERE}:Unsquared", GRADIENTS, "distance for its square", SIZES, "001 eq. 14 against eq. 8"
+    ),
+    Mutant(
+        "loss_offset",
+        f"{HERE}:Offset",
+        ("loss.zero_at_codes",),
+        "an ε in every square",
+        SIZES,
+        "systematic: added constant",
+    ),
     Mutant("loss_sign", f"{HERE}:Sign", ("loss.zero_at_codes", *GRADIENTS), "sign lost", SIZES, "systematic: sign"),
-    Mutant("loss_bessel", f"{HERE}:Bessel", ("loss.duplication",), "divided by N·D − 1", IMAGE, "systematic: off by one"),
+    Mutant(
+        "loss_bessel", f"{HERE}:Bessel", ("loss.duplication",), "divided by N·D − 1", IMAGE, "systematic: off by one"
+    ),
     Mutant("loss_huber", f"{HERE}:Huber", GRADIENTS, "smooth_l1 for mse", IMAGE, "systematic: another loss"),
-    Mutant("loss_weight_squared", f"{HERE}:WeightSquared", ("loss.terms", *GRADIENTS), "weight applied twice", SIZES, "systematic: squared"),
-    Mutant("loss_weight_ignored", f"{HERE}:WeightIgnored", ("loss.terms",), "weight never read", SIZES, "systematic: dead kwarg"),
-    Mutant("loss_swapped_under_ema", f"{HERE}:SwappedUnderEma", ("loss.trains",), "latents detached beside a buffer codebook", SIZES, "systematic: detached"),
-    Mutant("loss_commitment_detached", f"{HERE}:CommitmentDetached", GRADIENTS, "commitment in value only", SIZES, "systematic: .data"),
+    Mutant(
+        "loss_weight_squared",
+        f"{HERE}:WeightSquared",
+        ("loss.terms", *GRADIENTS),
+        "weight applied twice",
+        SIZES,
+        "systematic: squared",
+    ),
+    Mutant(
+        "loss_weight_ignored",
+        f"{HERE}:WeightIgnored",
+        ("loss.terms",),
+        "weight never read",
+        SIZES,
+        "systematic: dead kwarg",
+    ),
+    Mutant(
+        "loss_swapped_under_ema",
+        f"{HERE}:SwappedUnderEma",
+        ("loss.trains",),
+        "latents detached beside a buffer codebook",
+        SIZES,
+        "systematic: detached",
+    ),
+    Mutant(
+        "loss_commitment_detached",
+        f"{HERE}:CommitmentDetached",
+        GRADIENTS,
+        "commitment in value only",
+        SIZES,
+        "systematic: .data",
+    ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
@@ -27,7 +27,7 @@ class SamplingLayer(nn.Module):
         return -torch.empty_like(logits).exponential_().clamp_min(1e-30).log()
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes, loss)."""
+        """From z (B, N, D) to (z_q, codes, loss)."""
         d = (z.unsqueeze(-2) - self.codes).square().sum(-1)
         index = d.argmin(-1)
         if self.training:
@@ -87,7 +87,7 @@ class MixtureInEval(EmaLayer):
     """Hard in training, and a softmax-weighted mean of the codes in eval."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """From z (…, D) to (z_q, codes, loss)."""
         if self.training:
             return super().forward(z)
         flat = z.reshape(-1, z.shape[-1])
@@ -97,7 +97,7 @@ class MixtureInEval(EmaLayer):
 
 
 class GumbelLayer(nn.Module):
-    """(B, D, H, W), logits by a 1×1 convolution, F.gumbel_softmax, as in DALL-E's and taming-transformers' quantizers."""
+    """(B, D, H, W), logits by a 1×1 convolution, F.gumbel_softmax, as in DALL-E's and taming-transformers' layers."""
 
     hard = True
 
@@ -112,9 +112,11 @@ class GumbelLayer(nn.Module):
         return F.gumbel_softmax(logits, tau=self.temperature, dim=1, hard=self.hard or not self.training)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, D, H, W) to (z_q, loss, codes)."""
+        """From z (B, D, H, W) to (z_q, loss, codes)."""
         logits = self.proj(z)
-        one_hot = self.weights(logits) if self.training else F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).to(z)
+        one_hot = (
+            self.weights(logits) if self.training else F.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1).to(z)
+        )
         z_q = torch.einsum("bnhw,nd->bdhw", one_hot, self.embed.weight)
         p = logits.softmax(1)
         loss = self.kl_weight * (p * (p * self.embed.num_embeddings + 1e-10).log()).sum(1).mean()
@@ -131,7 +133,7 @@ class GradientSign(GumbelLayer):
     """The other soft term is detached: the gradient is that of the relaxation, negated."""
 
     def weights(self, logits: Tensor) -> Tensor:
-        """hard + sg soft − soft."""
+        """Hard + sg soft − soft."""
         soft = F.gumbel_softmax(logits, tau=self.temperature, dim=1)
         hard = F.one_hot(soft.argmax(1), soft.shape[1]).movedim(-1, 1).to(soft)
         return hard + soft.detach() - soft
@@ -141,7 +143,7 @@ class GradientScaled(GumbelLayer):
     """The relaxation is added twice: its gradient doubles."""
 
     def weights(self, logits: Tensor) -> Tensor:
-        """hard + 2(soft − sg soft)."""
+        """Hard + 2(soft − sg soft)."""
         soft = F.gumbel_softmax(logits, tau=self.temperature, dim=1)
         hard = F.one_hot(soft.argmax(1), soft.shape[1]).movedim(-1, 1).to(soft)
         return hard + 2 * (soft - soft.detach())
@@ -153,15 +155,62 @@ IMAGE = {"num_hiddens": 8, "n_embed": 16}
 LAW = ("stochastic.distribution",)
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("temperature_inverted", f"{HERE}:Inverted", (*LAW, "stochastic.limits"), "T multiplies", SIZES, "systematic: inverse; theory T30"),
-    Mutant("distance_rooted_twice", f"{HERE}:RootedTwice", LAW, "√ of a distance", SIZES, "theory T30: √D where D is claimed"),
+    Mutant(
+        "temperature_inverted",
+        f"{HERE}:Inverted",
+        (*LAW, "stochastic.limits"),
+        "T multiplies",
+        SIZES,
+        "systematic: inverse; theory T30",
+    ),
+    Mutant(
+        "distance_rooted_twice",
+        f"{HERE}:RootedTwice",
+        LAW,
+        "√ of a distance",
+        SIZES,
+        "theory T30: √D where D is claimed",
+    ),
     Mutant("noise_shared", f"{HERE}:SharedNoise", LAW, "one draw for the batch", SIZES, "theory T30: shared noise"),
     Mutant("noise_normal", f"{HERE}:NormalNoise", LAW, "normal for Gumbel noise", SIZES, "systematic: another law"),
-    Mutant("own_generator", f"{HERE}:OwnGenerator", ("stochastic.limits",), "a generator that no seed reaches", SIZES, "systematic: hidden state"),
-    Mutant("mixture_in_eval", f"{HERE}:MixtureInEval", ("stochastic.hard",), "a mixture of codes in eval", {"dim": 8, "codebook_size": 16},
-           "soft-to-hard VQ left soft"),
-    Mutant("gumbel_left_soft", f"{HERE}:LeftSoft", ("stochastic.hard",), "hard=False beside codes", IMAGE, "F.gumbel_softmax's default"),
-    Mutant("gumbel_gradient_sign", f"{HERE}:GradientSign", ("stochastic.st_value",), "the wrong soft term detached", IMAGE,
-           "systematic: sign"),
-    Mutant("gumbel_gradient_scaled", f"{HERE}:GradientScaled", ("stochastic.st_value",), "soft gradient twice", IMAGE, "systematic: factor"),
+    Mutant(
+        "own_generator",
+        f"{HERE}:OwnGenerator",
+        ("stochastic.limits",),
+        "a generator that no seed reaches",
+        SIZES,
+        "systematic: hidden state",
+    ),
+    Mutant(
+        "mixture_in_eval",
+        f"{HERE}:MixtureInEval",
+        ("stochastic.hard",),
+        "a mixture of codes in eval",
+        {"dim": 8, "codebook_size": 16},
+        "soft-to-hard VQ left soft",
+    ),
+    Mutant(
+        "gumbel_left_soft",
+        f"{HERE}:LeftSoft",
+        ("stochastic.hard",),
+        "hard=False beside codes",
+        IMAGE,
+        "F.gumbel_softmax's default",
+    ),
+    Mutant(
+        "gumbel_gradient_sign",
+        f"{HERE}:GradientSign",
+        ("stochastic.st_value",),
+        "the wrong soft term detached",
+        IMAGE,
+        "systematic: sign",
+    ),
+    Mutant(
+        "gumbel_gradient_scaled",
+        f"{HERE}:GradientScaled",
+        ("stochastic.st_value",),
+        "soft gradient twice",
+        IMAGE,
+        "systematic: factor",
+    ),
 )

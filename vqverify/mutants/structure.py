@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
@@ -41,7 +41,7 @@ class StackLayer(nn.Module):
         return F.mse_loss(q, r.detach()) + self.commitment_weight * F.mse_loss(r, q.detach())
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes (B, N, M), loss)."""
+        """From z (B, N, D) to (z_q, codes (B, N, M), loss)."""
         r, anchor, outs, codes, loss = z, z, list[Tensor](), list[Tensor](), z.new_zeros(())
         for level, book in enumerate(self.books):
             index = torch.cdist(r.detach(), book.expand(len(r), -1, -1)).argmin(-1)
@@ -58,7 +58,7 @@ class Gain(StackLayer):
     """The residual subtracts detached codes: every level carries the identity."""
 
     def left(self, r: Tensor, out: Tensor) -> Tensor:
-        """r − sg q."""
+        """The next residual, r − sg q."""
         return r - out.detach()
 
 
@@ -112,6 +112,7 @@ class Averaged(StackLayer):
 
     def gather(self, outs: list[Tensor], z: Tensor) -> Tensor:
         """Mean over the levels."""
+        del z
         return torch.stack(outs).mean(0)
 
 
@@ -134,7 +135,7 @@ class ScalarLayer(nn.Module):
         return [math.prod(self.levels[:i]) for i in range(len(self.levels))]
 
     def bound(self, z: Tensor) -> Tensor:
-        """h tanh(z + s) − o."""
+        """The bound h tanh(z + s) − o."""
         half = (self._l - 1) * (1 + self.eps) / 2
         offset = (self._l % 2 == 0) * 0.5
         return (z + (offset / half).atanh()).tanh() * half - offset
@@ -144,7 +145,7 @@ class ScalarLayer(nn.Module):
         return ((grid.long() + self._l // 2) * self._basis).sum(-1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (…, D) to (z_q, codes)."""
+        """From z (…, D) to (z_q, codes)."""
         bounded = self.bound(z)
         grid = bounded.round()
         z_q = (bounded + (grid - bounded).detach()) / (self._l // 2)
@@ -155,7 +156,7 @@ class Unoffset(ScalarLayer):
     """No offset for even L: the outer levels are half as wide again, and there is one too many."""
 
     def bound(self, z: Tensor) -> Tensor:
-        """h tanh(z)."""
+        """The bound h tanh(z)."""
         return z.tanh() * (self._l - 1) * (1 + self.eps) / 2
 
 
@@ -163,7 +164,7 @@ class HalfLevel(ScalarLayer):
     """The offset of even L is used for odd L too."""
 
     def bound(self, z: Tensor) -> Tensor:
-        """h tanh(z + s) − ½ for every L."""
+        """The bound h tanh(z + s) − ½ for every L."""
         half = (self._l - 1) * (1 - self.eps) / 2
         return (z + (0.5 / half).atanh()).tanh() * half - 0.5
 
@@ -172,7 +173,7 @@ class Unshifted(ScalarLayer):
     """The offset is subtracted, and the tanh not shifted to meet it: z = 0 lies on a boundary."""
 
     def bound(self, z: Tensor) -> Tensor:
-        """h tanh(z) − o."""
+        """The bound h tanh(z) − o."""
         return z.tanh() * (self._l - 1) * (1 + self.eps) / 2 - (self._l % 2 == 0) * 0.5
 
 
@@ -218,7 +219,7 @@ class NoisyTrain(ScalarLayer):
     """Codes come after the noise of training, and run out of range."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (…, D) to (z_q, codes)."""
+        """From z (…, D) to (z_q, codes)."""
         bounded = self.bound(z)
         noise = (torch.rand_like(bounded) - 0.5).mul(3).round() * self.training
         grid = bounded.round() + noise
@@ -252,7 +253,7 @@ class GroupLayer(nn.Module):
         self.codes.copy_(self.sums / self.counts.unsqueeze(-1))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes)."""
+        """From z (B, N, D) to (z_q, codes)."""
         x = z.reshape(-1, self.groups, z.shape[-1] // self.groups).transpose(0, 1)
         index = torch.cdist(self.prepare(x.detach()), self.codes).argmin(-1)
         q = torch.stack([F.embedding(i, book) for i, book in zip(index, self.codes, strict=True)])
@@ -298,7 +299,7 @@ class SignLayer(nn.Module):
         return ((q > 0).long() << torch.arange(self.dim)).sum(-1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, N, D) to (z_q, codes)."""
+        """From z (B, N, D) to (z_q, codes)."""
         q = self.signs(z)
         return z + (q - z).detach(), self.index(q)
 
@@ -335,7 +336,7 @@ class Reporting(ImageLayer):
         return torch.tensor(len(codes.unique()) / size)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z (B, D, H, W) to (loss, z_q, number, codes)."""
+        """From z (B, D, H, W) to (loss, z_q, number, codes)."""
         loss, z_q, _, codes = super().forward(z)
         return loss, z_q, self.report(codes, self.embedding.num_embeddings), codes
 
@@ -353,7 +354,7 @@ class PerplexityEpsilon(Reporting):
     """An ε of a thousandth inside the logarithm."""
 
     def report(self, codes: Tensor, size: int) -> Tensor:
-        """exp H of p + 10⁻³."""
+        """H of p + 10⁻³, exponentiated."""
         p = torch.bincount(codes.flatten(), minlength=size) / codes.numel()
         return (-(p * (p + 1e-3).log()).sum()).exp()
 
@@ -373,34 +374,114 @@ IMAGE = {"num_embeddings": 16, "embedding_dim": 8}
 FSQ = ("fsq.bijection",)
 
 MUTANTS: tuple[Mutant, ...] = (
-    Mutant("residual_gain", f"{HERE}:Gain", ("residual.gradient",), "identity counted once a level", STACK,
-           "vector-quantize-pytorch's ResidualVQ(rotation_trick=False); theory T34"),
-    Mutant("residual_attached_twice", f"{HERE}:AttachedTwice", ("residual.gradient",), "straight-through around attached levels", STACK,
-           "systematic: doubled path"),
-    Mutant("residual_rotation_detached", f"{HERE}:RotationDetached", ("residual.gradient",), "rotations on detached residuals", STACK,
-           "systematic: detached; theory T13, T34"),
-    Mutant("residual_first_loss_only", f"{HERE}:FirstLossOnly", ("residual.gradient", "loss.trains"), "later losses left out", STACK,
-           "vector-quantize-pytorch: no gradient in later levels"),
+    Mutant(
+        "residual_gain",
+        f"{HERE}:Gain",
+        ("residual.gradient",),
+        "identity counted once a level",
+        STACK,
+        "vector-quantize-pytorch's ResidualVQ(rotation_trick=False); theory T34",
+    ),
+    Mutant(
+        "residual_attached_twice",
+        f"{HERE}:AttachedTwice",
+        ("residual.gradient",),
+        "straight-through around attached levels",
+        STACK,
+        "systematic: doubled path",
+    ),
+    Mutant(
+        "residual_rotation_detached",
+        f"{HERE}:RotationDetached",
+        ("residual.gradient",),
+        "rotations on detached residuals",
+        STACK,
+        "systematic: detached; theory T13, T34",
+    ),
+    Mutant(
+        "residual_first_loss_only",
+        f"{HERE}:FirstLossOnly",
+        ("residual.gradient", "loss.trains"),
+        "later losses left out",
+        STACK,
+        "vector-quantize-pytorch: no gradient in later levels",
+    ),
     Mutant("residual_stale", f"{HERE}:Stale", ("residual.sum",), "residual from z again", STACK, "systematic: stale"),
-    Mutant("residual_averaged", f"{HERE}:Averaged", ("residual.sum",), "mean of the levels", STACK, "systematic: averaged"),
+    Mutant(
+        "residual_averaged", f"{HERE}:Averaged", ("residual.sum",), "mean of the levels", STACK, "systematic: averaged"
+    ),
     Mutant("fsq_unoffset", f"{HERE}:Unoffset", FSQ, "no offset for even L", LEVELS, "theory T36: even-L off by one"),
     Mutant("fsq_half_level", f"{HERE}:HalfLevel", FSQ, "even L's offset for odd L", LEVELS, "theory T36"),
-    Mutant("fsq_unshifted", f"{HERE}:Unshifted", FSQ, "tanh not shifted", LEVELS, "Mentzer 2023, appendix A.1: s forgotten"),
+    Mutant(
+        "fsq_unshifted", f"{HERE}:Unshifted", FSQ, "tanh not shifted", LEVELS, "Mentzer 2023, appendix A.1: s forgotten"
+    ),
     Mutant("fsq_level_too_many", f"{HERE}:LevelTooMany", FSQ, "L/2 for (L − 1)/2", LEVELS, "systematic: off by one"),
-    Mutant("fsq_level_lost", f"{HERE}:LevelLostScalar", FSQ, "outer levels out of reach", LEVELS, "systematic: sign of ε"),
-    Mutant("fsq_index_bf16", f"{HERE}:IndexBf16", FSQ, "code in bfloat16", {"levels": [8, 8, 8]},
-           "vector-quantize-pytorch's FSQ under autocast; theory T36"),
+    Mutant(
+        "fsq_level_lost", f"{HERE}:LevelLostScalar", FSQ, "outer levels out of reach", LEVELS, "systematic: sign of ε"
+    ),
+    Mutant(
+        "fsq_index_bf16",
+        f"{HERE}:IndexBf16",
+        FSQ,
+        "code in bfloat16",
+        {"levels": [8, 8, 8]},
+        "vector-quantize-pytorch's FSQ under autocast; theory T36",
+    ),
     Mutant("fsq_index_int8", f"{HERE}:IndexInt8", FSQ, "code in int8", LEVELS, "systematic: dtype"),
-    Mutant("fsq_basis_inclusive", f"{HERE}:BasisInclusive", FSQ, "strides from L₁ on", LEVELS, "systematic: off by one"),
-    Mutant("fsq_noise_in_code", f"{HERE}:NoisyTrain", FSQ, "code after the noise", LEVELS, "systematic: order of operations"),
-    Mutant("groups_normalised_together", f"{HERE}:NormalisedTogether", ("product.independent",), "one norm over all groups",
-           {"dim": 8, "codebook_size": 16}, "systematic: wrong axis"),
-    Mutant("groups_averaged_together", f"{HERE}:AveragedTogether", ("product.independent",), "counts mixed over groups",
-           {"dim": 8, "codebook_size": 16}, "systematic: wrong axis"),
+    Mutant(
+        "fsq_basis_inclusive", f"{HERE}:BasisInclusive", FSQ, "strides from L₁ on", LEVELS, "systematic: off by one"
+    ),
+    Mutant(
+        "fsq_noise_in_code",
+        f"{HERE}:NoisyTrain",
+        FSQ,
+        "code after the noise",
+        LEVELS,
+        "systematic: order of operations",
+    ),
+    Mutant(
+        "groups_normalised_together",
+        f"{HERE}:NormalisedTogether",
+        ("product.independent",),
+        "one norm over all groups",
+        {"dim": 8, "codebook_size": 16},
+        "systematic: wrong axis",
+    ),
+    Mutant(
+        "groups_averaged_together",
+        f"{HERE}:AveragedTogether",
+        ("product.independent",),
+        "counts mixed over groups",
+        {"dim": 8, "codebook_size": 16},
+        "systematic: wrong axis",
+    ),
     Mutant("sign_of_zero", f"{HERE}:SignOfZero", ("lfq.sign",), "torch.sign(0)", {"dim": 8}, "theory T37: 0 output"),
-    Mutant("sign_bits_int8", f"{HERE}:BitsInt8", ("lfq.sign",), "bits in int8", {"dim": 10}, "theory T37: d ≥ 32 in int32"),
+    Mutant(
+        "sign_bits_int8", f"{HERE}:BitsInt8", ("lfq.sign",), "bits in int8", {"dim": 10}, "theory T37: d ≥ 32 in int32"
+    ),
     Mutant("sign_bit_lost", f"{HERE}:BitLost", ("lfq.sign",), "2^(i − 1)", {"dim": 6}, "systematic: off by one"),
-    Mutant("perplexity_base", f"{HERE}:PerplexityBase", ("metrics.perplexity",), "2^H of nats", IMAGE, "theory T31: base mismatch"),
-    Mutant("perplexity_epsilon", f"{HERE}:PerplexityEpsilon", ("metrics.perplexity",), "ε inside the logarithm", IMAGE, "theory T31: ε bias"),
-    Mutant("usage_of_range", f"{HERE}:UsageOfRange", ("metrics.usage",), "largest index counted", IMAGE, "systematic: max for count"),
+    Mutant(
+        "perplexity_base",
+        f"{HERE}:PerplexityBase",
+        ("metrics.perplexity",),
+        "2^H of nats",
+        IMAGE,
+        "theory T31: base mismatch",
+    ),
+    Mutant(
+        "perplexity_epsilon",
+        f"{HERE}:PerplexityEpsilon",
+        ("metrics.perplexity",),
+        "ε inside the logarithm",
+        IMAGE,
+        "theory T31: ε bias",
+    ),
+    Mutant(
+        "usage_of_range",
+        f"{HERE}:UsageOfRange",
+        ("metrics.usage",),
+        "largest index counted",
+        IMAGE,
+        "systematic: max for count",
+    ),
 )
