@@ -222,7 +222,9 @@ def _locate_level(
     if not attached and (pair := _cancelled(record, leaf, near, probe, dim, levels)):
         return pair
     if not attached:  # a pass without an estimator: only the first level's latent is known, if it is the input
-        return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), near[-1]
+        tight = [spot for spot in near if _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)]
+        last = tight[-1] if levels > 1 and tight else near[-1]  # in a stack, a sum of codes is near its first
+        return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), last
     cuts = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached]
     pairs = [(cut, spot) for cut, spot in cuts if cut is not None]
     exact = (
@@ -247,27 +249,57 @@ def tensor_at(record: Sequence[Tensor], leaf: Tensor, index: int) -> Tensor:
 def _cut(
     record: Sequence[Tensor], leaf: Tensor, first: Position, spot: Position, probe: Tensor, dim: int, levels: int
 ) -> Position | None:
-    """The last tensor before the code first appears through which every gradient from the code to z passes."""
-    q_rows = spot.reading.rows(record[spot.index], dim, levels)
-    total = pull(q_rows, leaf, probe.to(q_rows))
-    for index in range(spot.index - 1, -1, -1):
-        tensor = record[index]
-        if tensor is leaf or not tensor.requires_grad:
-            continue
-        if index >= first.index and not _seen_before(record[: first.index], tensor):
-            continue
-        for reading in readings(tensor, len(probe), dim, levels):
-            if reading.part not in {None, spot.reading.part, 0} and spot.reading.part is not None:
+    """The last tensor before the code first appears through which every gradient from the code to z passes.
+
+    A latent that is computed a second time after the lookup (normalised once for each) takes its place.
+    """
+    search = _Cuts(record, leaf, spot, probe, dim, levels)
+    before = next(search.among(range(first.index - 1, -1, -1)), None)
+    if before is None and leaf.shape[1] == dim:
+        before = Position(-1, Reading())
+    for again in search.among(range(spot.index - 1, first.index - 1, -1)):
+        if _seen_before(record[: first.index], record[again.index]) and not (
+            before and torch.equal(search.rows(again), search.rows(before))
+        ):
+            return again
+    return before
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """The cuts of the graph between a code and the input."""
+
+    record: Sequence[Tensor]
+    leaf: Tensor
+    spot: Position
+    probe: Tensor
+    dim: int
+    levels: int
+
+    def rows(self, place: Position) -> Tensor:
+        """Latents at a place."""
+        return place.reading.rows(tensor_at(self.record, self.leaf, place.index), self.dim, self.levels)
+
+    def among(self, indices: range) -> Iterator[Position]:
+        """Cuts among some recorded tensors, in the order given."""
+        part, q_rows = self.spot.reading.part, self.rows(self.spot)
+        total = pull(q_rows, self.leaf, self.probe.to(q_rows))
+        for index in indices:
+            tensor = self.record[index]
+            if tensor is self.leaf or not tensor.requires_grad:
                 continue
-            if reading.part is not None and not _row_by_row(q_rows, tensor, reading, spot.reading.part, probe, dim, levels):
-                continue
-            through = pull(q_rows, tensor, probe.to(q_rows))
-            if through.any() and torch.allclose(pull(tensor, leaf, through), total, rtol=1e-4, atol=1e-6):
-                part = reading if spot.reading.part is None or reading.part is None else Reading(reading.axis, spot.reading.part, reading.leading)
-                return Position(index, part)
-    if leaf.shape[1] == dim:
-        return Position(-1, Reading())
-    return None
+            for reading in readings(tensor, len(self.probe), self.dim, self.levels):
+                if part is not None and reading.part not in {None, part, 0}:
+                    continue
+                if reading.part is not None and not _row_by_row(
+                    q_rows, tensor, reading, part, self.probe, self.dim, self.levels
+                ):
+                    continue
+                through = pull(q_rows, tensor, self.probe.to(q_rows))
+                if through.any() and torch.allclose(pull(tensor, self.leaf, through), total, rtol=1e-4, atol=1e-6):
+                    own = part is None or reading.part is None
+                    yield Position(index, reading if own else Reading(reading.axis, part, reading.leading))
+                    break
 
 
 def _seen_before(record: Sequence[Tensor], tensor: Tensor) -> bool:
