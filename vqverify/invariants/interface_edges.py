@@ -105,7 +105,7 @@ def bad_parts(subject: Quantizer) -> tuple[str, ...]:
     source=SOURCE,
     parts=bad_parts,
     corners=("generic",),
-    mutants=("broadcasts_silently", "wraps_codes"),
+    mutants=("broadcasts_silently",),
     hint="view(-1, D) takes any width that divides, broadcasting takes width 1, and a negative index "
     "wraps around.",
 )
