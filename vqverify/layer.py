@@ -24,6 +24,7 @@ from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place
 from vqverify.randomness import forked
 
 
+_UNSEEN: Any = object()
 PROBE_SEED = 0x5EED0000  # far from the small seeds with which layers are built: a probe must not equal a codebook
 
 
@@ -66,6 +67,7 @@ class Layer:
     copyable: bool = True  # restore by snapshot was shown to equal a fresh construction
     _fresh: state.Snapshot | None = None
     _located: dict[bool, capture.Located | None] = field(default_factory=dict[bool, Any])
+    _located_again: dict[tuple[bool, int, int], Any] = field(default_factory=dict[tuple[bool, int, int], Any])
 
     def forward(
         self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
@@ -116,8 +118,13 @@ class Layer:
         self, record: list[Tensor], leaf: Tensor, codes: Tensor, before: tuple[Tensor, ...], *, train: bool
     ) -> tuple[Level, ...]:
         located = self._located.get(train)
-        if located is None or not located.fits(record):
-            located = capture.locate(record, leaf, codes, before) if len(codes) > leaf.shape[1] else None
+        if located is None or not located.fits(record):  # the state may have changed what carries a graph
+            located = self._located_again.get((train, len(record), len(capture.attached(record))), _UNSEEN)
+            if located is _UNSEEN:
+                located = self._locate(train=train)
+                self._located_again[train, len(record), len(capture.attached(record))] = located
+        if located is not None and not located.fits(record):
+            located = None
         return () if located is None else capture.read(record, leaf, located, [e.shape[1] for e in before])
 
     def _plain(self, *, train: bool) -> bool:
@@ -301,7 +308,7 @@ class Layer:
         return twin
 
     def over(self, module: nn.Module) -> Layer:
-        return replace(self, module=module, _fresh=None, _located={})
+        return replace(self, module=module, _fresh=None, _located={}, _located_again={})
 
 
 def _rows_of_codes(value: Tensor, form: str, n: int, groups: int) -> Tensor:
