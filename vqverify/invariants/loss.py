@@ -45,6 +45,8 @@ def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
         "loss_detach_missing",
         "loss_halved",
         "loss_commitment_detached",
+        "loss_unsquared",
+        "loss_huber",
     ),
     hint="the weight belongs on |z − sg q|², which moves the latents; swapped stop-gradients leave every value "
     "unchanged and exchange the two gradients.",
