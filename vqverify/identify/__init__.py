@@ -22,6 +22,7 @@ from vqverify.identify.loss import loss
 from vqverify.identify.metric import metric
 from vqverify.identify.precision import effective_precision
 from vqverify.identify.probes import Findings, Probe
+from vqverify.identify.relaxed import temperature
 from vqverify.identify.smoothing import smoothing
 from vqverify.identify.structure import sizes, structure
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["identify"]
 
-PROBES = 97  # latents of a pass: shared by no size of a layer, and few enough for a large one
+PROBES = 97  # latents of a pass, at least; more than D, so that rows are in general position
 
 IDENTIFIERS = (
     offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
-    estimator, estimator_in_eval, sizes, metric, learning, decay, smoothing, update_order, loss, structure,
+    estimator, estimator_in_eval, temperature, sizes, metric, learning, decay, smoothing, update_order, loss, structure,
 )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def identify(layer: Layer) -> Findings:
     Returns:
         A finding for each trait, of the names in `vqverify.claims.CLAIMS` and the capability traits.
     """
-    probe = Probe(layer, max(PROBES, layer.domain.min_n))
+    probe = Probe(layer, max(PROBES, layer.domain.dim + 13, layer.domain.min_n))
     found: Findings = {}
     for identifier in IDENTIFIERS:
         for name, finding in identifier(probe).items():

@@ -114,6 +114,7 @@ def _hard(probe: Probe, *, train: bool) -> Finding:
         kept = (first.codes == other.codes).all(1)
     if int(kept.sum()) < 3:
         raise Unknown("nearly every code changes under a small step")
+    _alone(probe, a, shift, train=train)
     rounding = 16 * torch.finfo(first.z_q.tensor.dtype).eps * (a.norm(dim=1) + probe.z.double().norm(dim=1))
     spread = (a - a.mean(0)).norm(dim=1).mean()
     still = ((a - b).norm(dim=1) <= torch.maximum(1e-4 * spread, rounding))[kept].double().mean()
@@ -121,6 +122,17 @@ def _hard(probe: Probe, *, train: bool) -> Finding:
     if first.codes is None:
         return Finding(bool(still > 0.5), evidence=evidence)
     return Finding(bool(still > 0.9), evidence=evidence)
+
+
+def _alone(probe: Probe, first: Tensor, shift: Tensor, *, train: bool) -> None:
+    """Statistics of the batch may move every code: then constancy says nothing about one latent."""
+    half = len(shift) // 2
+    shift = shift.clone()
+    shift[:half] = 0
+    other = probe.run(probe.z + shift, train=train).z_q.rows.detach().double()
+    moved = (other - first)[:half].norm(dim=1) > 1e-5 * first.norm(dim=1).mean()
+    if float(moved.double().mean()) > 0.5:
+        raise Unknown("z_q of a latent depends on the other latents of its batch")
 
 
 @attempt("hard")
@@ -138,8 +150,10 @@ def hard_in_eval(probe: Probe) -> Findings:
 def redrawn(probe: Probe, seed: int) -> list[Tensor]:
     """Codebooks that the layer may hold, of the size of its own: unit rows where it keeps them so."""
     out: list[Tensor] = []
-    for index, e in enumerate(probe.layer.codebooks()):
-        generator = torch.Generator().manual_seed(2000 + 10 * seed + index)
+    slots = probe.layer.plan.slots
+    for slot, e in zip(slots, probe.layer.codebooks(), strict=True):
+        first = next(i for i, other in enumerate(slots) if (other.name, other.index) == (slot.name, slot.index))
+        generator = torch.Generator().manual_seed(2000 + 10 * seed + first)  # levels may share a codebook
         rows = torch.randn(e.shape, generator=generator, dtype=torch.float64)
         if probe.layer.plan.sphere or probe.layer.domain.codebook == "sphere":
             rows = rows / rows.norm(dim=1, keepdim=True)

@@ -25,23 +25,19 @@ if TYPE_CHECKING:
     from vqverify.layer import Layer
 
 
-def bincounts(step: Step, layer: Layer, level: int) -> Tensor:
-    """How many latents each code of a level received, over all levels that share its codebook."""
-    slots, codes = layer.plan.slots, step.out.codes
+def sharing(layer: Layer, level: int) -> list[int]:
+    """The levels that search the same codebook as this one, itself included."""
+    slots = layer.plan.slots
+    return [i for i, slot in enumerate(slots) if (slot.name, slot.index) == (slots[level].name, slots[level].index)]
+
+
+def bincounts(step: Step, layer: Layer, level: int) -> list[Tensor]:
+    """How many latents each code of a level received, (K,): for each level that shares its codebook."""
+    codes = step.out.codes
     if codes is None:
         raise Unknown("the layer returns no codes to count")
-    if len(slots) == 1:
-        columns = codes
-    else:
-        columns = codes[
-            :,
-            [
-                i
-                for i, slot in enumerate(slots)
-                if (slot.name, slot.index) == (slots[level].name, slots[level].index)
-            ],
-        ]
-    return torch.bincount(columns[columns >= 0].flatten(), minlength=len(step.before[level])).double()
+    columns = [codes] if len(layer.plan.slots) == 1 else [codes[:, i] for i in sharing(layer, level)]
+    return [torch.bincount(column[column >= 0].flatten(), minlength=len(step.before[level])).double() for column in columns]
 
 
 @attempt("learning")
@@ -85,10 +81,7 @@ def decay(probe: Probe) -> Findings:
         return {"decay": dormant("no training pass moves codebook or counts")}
     found: list[float] = []
     for level, (old, new) in enumerate(zip(step.counted, step.recounted, strict=True)):
-        n, before, after = bincounts(step, layer, level), old.counts.double(), new.counts.double()
-        weight = (before - n).abs()
-        fine = weight > 0.25 * float(weight.max())
-        found.append(float(((after - n) / (before - n))[fine].median()))
+        found.append(_gamma(old.counts.double(), new.counts.double(), bincounts(step, layer, level)))
     text = "γ = (N' − n)/(N − n) of one step"
     if not found:
         found, text = (
@@ -104,6 +97,24 @@ def decay(probe: Probe) -> Findings:
             round(found[0], 6), evidence=f"{text}: {', '.join(f'{gamma:.6g}' for gamma in found)}"
         )
     }
+
+
+def _gamma(before: Tensor, after: Tensor, received: list[Tensor]) -> float:
+    """γ of one update with all the counts, or of one update for each level that shares them."""
+    n = torch.stack(received).sum(0)
+    heavy = (before - n).abs() > 0.25 * float((before - n).abs().max())
+    one = float(((after - n) / (before - n))[heavy].median())
+    options = {one: one * before + (1 - one) * n}
+    for gamma in torch.linspace(0, 1, 1001, dtype=torch.float64).tolist() if len(received) > 1 else []:
+        counts = before
+        for part in received:
+            counts = gamma * counts + (1 - gamma) * part
+        options[gamma] = counts
+    off = {gamma: relative((counts - after)[heavy], (after - before)[heavy]) for gamma, counts in options.items()}
+    best = min(off, key=lambda gamma: off[gamma])
+    if off[best] > 0.2:
+        raise Unknown(f"counts follow no moving average (γ = {best:.4g} leaves {off[best]:.0%} of their move)")
+    return best
 
 
 def _memoryless(step: Step) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,48 +28,59 @@ def _double(layer: Layer) -> Layer:
     return twin
 
 
-def _measure(layer: Layer, z: Tensor, step: float) -> Tensor:
-    """z_q and its gradient after every latent and every stored number took a relative step, up or down."""
+def _stepped(tensor: Tensor, step: float, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(0, 2, tensor.shape, generator=generator).double() * 2 - 1
+    return tensor * (1 + step * signs).to(tensor)
+
+
+def _value(layer: Layer, z: Tensor, step: float) -> Tensor:
+    """z_q after every code (or, where none is stored, every number of the state) took a relative step."""
     saved, generator = layer.snapshot(), torch.Generator().manual_seed(5)
-
-    def stepped(tensor: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        return tensor * (1 + step * signs).to(tensor)
-
+    tensors = state.all_tensors(layer.module)
+    names = {slot.name for slot in layer.plan.slots} or set(tensors)
     with torch.no_grad():
-        for tensor in state.all_tensors(layer.module).values():
-            if tensor.is_floating_point():
-                tensor.data.copy_(stepped(tensor))
-    out = layer.forward(stepped(z), train=True)
-    weights = torch.linspace(1, 2, out.z_q.rows.shape[1], dtype=z.dtype).expand_as(out.z_q.rows)
+        for name in sorted(names):
+            if tensors[name].is_floating_point():
+                tensors[name].data.copy_(_stepped(tensors[name], step, generator))
+    out = layer.forward(z, train=True).z_q.rows.detach()
+    layer.restore(saved)
+    return out
+
+
+def _gradient(layer: Layer, z: Tensor, step: float) -> Tensor:
+    """Gradient of z_q after every latent took a relative step."""
+    saved, generator = layer.snapshot(), torch.Generator().manual_seed(5)
+    out = layer.forward(_stepped(z, step, generator), train=True)
+    weights = torch.linspace(1, 2, z.shape[1], dtype=z.dtype).expand_as(z)
     gradient = pull(out.z_q.rows, out.z.tensor, weights.to(out.z_q.rows))
     layer.restore(saved)
-    return torch.cat([out.z_q.rows.detach(), gradient], dim=1)
+    return gradient
+
+
+def _follows(measure: Callable[[Layer, Tensor, float], Tensor], layer: Layer, z: Tensor) -> int | None:
+    """The rung of the ladder whose step the measurement follows; None if it follows none."""
+    base = measure(layer, z, 0.0)
+    for rung, (_, step) in enumerate(LADDER):
+        moved = (measure(layer, z, step) - base).abs() / base.abs().clamp_min(1e-300)
+        if float(((moved > 0.05 * step) & (moved < 20 * step)).double().mean()) > 0.2:
+            return rung
+    return None
 
 
 @attempt("effective_precision")
 def effective_precision(probe: Probe) -> Findings:
-    """The finest format whose steps show in z_q, or in its gradient, of a float64 copy of the layer."""
-    native = probe.layer.domain.dtype
-    name = str(native).removeprefix("torch.")
+    """The finest format whose steps show in z_q and in its gradient, of a float64 copy of the layer."""
+    native = str(probe.layer.domain.dtype).removeprefix("torch.")
     try:
-        twin = _double(probe.layer)
-        z = probe.latents(32, seed=4).double()
-        base = _measure(twin, z, 0.0)
+        twin, z = _double(probe.layer), probe.latents(32, seed=4).double()
+        rungs = {"z_q": _follows(_value, twin, z), "its gradient": _follows(_gradient, twin, z)}
     except Exception as error:  # noqa: BLE001
-        return {
-            "effective_precision": Finding(
-                name, evidence=f"a float64 copy does not run ({type(error).__name__})"
-            )
-        }
-    for dtype, step in LADDER:
-        moved = (_measure(twin, z, step) - base).abs() / base.abs().clamp_min(1e-300)
-        share = float(((moved > 0.05 * step) & (moved < 20 * step)).double().mean())
-        if share > 0.2:
-            text = f"of a float64 copy, {share:.0%} of the entries of z_q and its gradient follow a relative step of {step:g}"
-            return {"effective_precision": Finding(str(dtype).removeprefix("torch."), evidence=text)}
-    return {
-        "effective_precision": Finding(
-            name, evidence="z_q follows no small step of the codes: the layer's own dtype"
-        )
-    }
+        said = f"a float64 copy does not run ({type(error).__name__})"
+        return {"effective_precision": Finding(native, evidence=said)}
+    known = {what: rung for what, rung in rungs.items() if rung is not None}
+    if not known:
+        said = "neither z_q nor its gradient follows a small step: the layer's own dtype"
+        return {"effective_precision": Finding(native, evidence=said)}
+    said = ", ".join(f"{what} follows a relative step of {LADDER[rung][1]:g}" for what, rung in known.items())
+    name = str(LADDER[max(known.values())][0]).removeprefix("torch.")
+    return {"effective_precision": Finding(name, evidence=f"of a float64 copy, {said}")}

@@ -44,7 +44,7 @@ def smoothing(probe: Probe) -> Findings:
 
     step = probe.step(probe.clustered, prepare)
     old, new, c = step.counted[0], step.recounted[0], step.after[0].double()
-    unused = bincounts(step, layer, 0) == 0
+    unused = torch.stack(bincounts(step, layer, 0)).sum(0) == 0
     if int(unused.sum()) < 2:
         raise Unknown("every code received a latent")
     found = _replaced(step, unused)

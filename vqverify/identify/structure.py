@@ -63,7 +63,7 @@ def _named(kind: str, quantizers: int, heads: int, evidence: str) -> Findings:
 
 def _chained(out: Quantized) -> bool:
     """z_c of each level is z_c of the level before minus its code."""
-    rows = [level.z_c.rows.detach() for level in out.levels]
+    rows = [level.z_c.rows.detach() for level in out.levels if level.z_c is not None]
     if len(rows) < 2 or len({z.shape for z in rows}) > 1:
         return False
     codes = [code_rows(out, level, e) for level, e in enumerate(out.codebook)]

@@ -56,8 +56,10 @@ def _splits(f: Stated) -> bool:
 
 
 def _least(f: Stated) -> bool:
-    # any A with Ae = q moves e by |q − e|
+    # any A with Ae = q moves e by |q − e|; J is one of them
     span = plane()
+    if not (span.of(f["J"]) @ span.of(e_norm * uhat)).equals(span.of(lam * e_norm * vhat)):
+        return False
     moved = _norm2((span.of(f["J"]) + span.of(identity).scaled(-1)) @ span.of(e_norm * uhat))
     return same(moved, f["|q−e|²"])
 
