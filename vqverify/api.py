@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vqverify.quantizer import Spec
-from vqverify.request import Request, seed_for
-from vqverify.runner import check
+from vqverify.run.request import Request, seed_for
+from vqverify.run.runner import check
 
 if TYPE_CHECKING:
     from torch import nn

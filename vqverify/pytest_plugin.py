@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vqverify.report import Result
-    from vqverify.request import Request
-    from vqverify.runner import Run
+    from vqverify.run.request import Request
+    from vqverify.run.runner import Run
 
 PROPERTY = "vqverify"
 LETTERS = {"n/a": "n", "undetermined": "u", "expected": "x", "noted": "o"}
@@ -65,7 +65,7 @@ def parametrize_with_invariants(
     """
     from vqverify.api import subject_of
     from vqverify.invariant import select
-    from vqverify.request import Request
+    from vqverify.run.request import Request
 
     spec, obj = subject_of(target, kwargs, claims=claims, role=role, adapter=adapter, seed=seed or 0)
     request = Request(
@@ -91,7 +91,7 @@ class _Subject:
 
     @cached_property
     def run(self) -> Run:
-        from vqverify.runner import start
+        from vqverify.run.runner import start
 
         return start(self.request, obj=self._obj)
 

@@ -10,7 +10,7 @@ from . import styles
 if TYPE_CHECKING:
     from torch import nn
 
-    from vqverify.plan import Plan
+    from vqverify.subject.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from vqverify.bounds import Violation
 from vqverify.discovery import DiscoveryError, discover
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject
-from vqverify.target import construct
+from vqverify.subject.target import construct
 
 from . import hostile
 
 if TYPE_CHECKING:
-    from vqverify.plan import Plan
+    from vqverify.subject.plan import Plan
 
 
 def opened(cls: Any) -> Plan:

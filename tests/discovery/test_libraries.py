@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vqverify.discovery import DiscoveryError, discover
-from vqverify.target import construct, load
+from vqverify.subject.target import construct, load
 
 if TYPE_CHECKING:
-    from vqverify.plan import Plan
+    from vqverify.subject.plan import Plan
 
 SMALL = {"dim": 8, "codebook_size": 16}
 VQ, VQP = "VectorQuantize", "vector_quantize_pytorch"

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from vqverify.discovery import discover
 from vqverify.quantizer import Spec
-from vqverify.state import all_tensors
+from vqverify.subject.state import all_tensors
 from vqverify.subject import open_subject
-from vqverify.target import construct
+from vqverify.subject.target import construct
 
 from . import styles
 from .expected import WANTED, Want, found, wanted
 
 if TYPE_CHECKING:
-    from vqverify.plan import Plan
+    from vqverify.subject.plan import Plan
 
 
 def opened(cls: Any, kwargs: dict[str, Any], seed: int = 0) -> Plan:

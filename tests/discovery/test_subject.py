@@ -14,7 +14,7 @@ import torch
 from vqverify.bounds import Violation
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject, restores
-from vqverify.target import TargetError
+from vqverify.subject.target import TargetError
 
 from . import styles
 from .test_target import FILE
@@ -61,7 +61,7 @@ class NeedsRate(styles.Named):
 def test_an_adapter_says_how_to_call(tmp_path: Path) -> None:
     path = tmp_path / "rate.py"
     path.write_text(
-        "from vqverify.plan import Call, Output, Plan, Slot\n"
+        "from vqverify.subject.plan import Call, Output, Plan, Slot\n"
         "class Rate:\n"
         "    def plan(self, module, kwargs):\n"
         "        call = Call('BND', Output((1, 0), 'BND'), (Output((1, 1), 'BN'),), (Output((1, 2)),))\n"

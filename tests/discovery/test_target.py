@@ -8,7 +8,7 @@ import pytest
 
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject
-from vqverify.target import TargetError, construct, load, package_of
+from vqverify.subject.target import TargetError, construct, load, package_of
 
 FILE = """
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ def test_where_a_class_comes_from(file: str) -> None:
         "vector-quantize-pytorch",
         vector_quantize_pytorch_version(),
     )
-    assert package_of(load("vqverify.bare:BareEstimator"))[0] == "vqverify"
+    assert package_of(load("vqverify.subject.bare:BareEstimator"))[0] == "vqverify"
     assert package_of(load(f"{file}:Mine")) is None
 
 

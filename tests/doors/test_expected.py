@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import vqverify
-from vqverify import expected
-from vqverify.expected import ExpectationError
+from vqverify.run import expected
+from vqverify.run.expected import ExpectationError
 
 MINIATURES = Path(__file__).parents[1] / "miniatures.py"
 FIRST = "subject = 'AlwaysWrong()'\ninvariant = 'lookup.nearest'\nlabel = 'regret'\n"

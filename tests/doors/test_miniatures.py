@@ -6,9 +6,9 @@ import pytest
 
 import vqverify
 from vqverify.quantizer import Spec
-from vqverify.request import Request
-from vqverify.runner import check as run
-from vqverify.target import TargetError
+from vqverify.run.request import Request
+from vqverify.run.runner import check as run
+from vqverify.subject.target import TargetError
 
 HERE = str(Path(__file__).parents[1] / "miniatures.py")
 ROWS = (

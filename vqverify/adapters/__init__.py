@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from vqverify.plan import Plan
+    from vqverify.subject.plan import Plan
 
 
 class Adapter(Protocol):

@@ -1,4 +1,4 @@
-"""The command line: a door to `vqverify.runner`, without logic of its own.
+"""The command line: a door to `vqverify.run.runner`, without logic of its own.
 
 Command modules import nothing heavy at their top, so that `vqverify --help` answers before torch would
 be loaded.

@@ -15,8 +15,8 @@ from vqverify.cli import outputs, words
 from vqverify.cli.subject import spec_of, subject_options
 
 if TYPE_CHECKING:
-    from vqverify.request import Request
-    from vqverify.runner import Run
+    from vqverify.run.request import Request
+    from vqverify.run.runner import Run
 
 AUTOSAVE = (
     2.0  # seconds between two writes of an unfinished report: what a layer that kills the process leaves
@@ -83,7 +83,7 @@ def command(**given: Any) -> int:
 
     TARGET is pkg.mod:Class or file.py:Class; without it the built-in reference layer is checked.
     """
-    from vqverify import baseline, runner
+    from vqverify.run import baseline, runner
 
     with words.refusing(traceback=given["traceback"]):
         if given["accept"] and given["expectations"] is None:
@@ -109,7 +109,7 @@ def command(**given: Any) -> int:
 
 
 def _request(given: dict[str, Any]) -> Request:
-    from vqverify.request import Request, seed_for
+    from vqverify.run.request import Request, seed_for
 
     seed = seed_for(given["profile"], given["seed"])
     spec = spec_of(given, seed)
@@ -178,7 +178,7 @@ def _progress(total: int) -> Generator[Callable[[str], None]]:
 
 
 def _accept(report: Any, path: Path) -> None:
-    from vqverify import expected
+    from vqverify.run import expected
 
     added = expected.accept(report, path)
     click.echo(f"{added} entries added to {path}; it is read once each has its reason.", err=True)

@@ -27,7 +27,7 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
 
     WITNESS is a witness file, or REPORT.json#digest (the first digits are enough).
     """
-    from vqverify import replay
+    from vqverify.run import replay
     from vqverify.render import replay as rendering
     from vqverify.witness import from_json
 

@@ -16,7 +16,7 @@ from vqverify.discovery.layouts import Candidate, read, read_in_train
 from vqverify.discovery.outputs import find_codes, find_losses
 from vqverify.discovery.training import find_accumulators, find_warm
 from vqverify.discovery.trial import Trial
-from vqverify.plan import Call, Output, Plan, Slot
+from vqverify.subject.plan import Call, Output, Plan, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vqverify import capture, state
+from vqverify.subject import capture, state
 from vqverify.bounds import Violation
 from vqverify.discovery.measure import latents
-from vqverify.layer import Layer
-from vqverify.plan import Plan, enter, leave
+from vqverify.subject.layer import Layer
+from vqverify.subject.plan import Plan, enter, leave
 from vqverify.quantizer import Domain, Quantized, Spec
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vqverify.discovery.codespace import among, as_codes, effective, nearest, view
 from vqverify.discovery.measure import differs, scale_of
-from vqverify.plan import Slot
-from vqverify.state import all_tensors
+from vqverify.subject.plan import Slot
+from vqverify.subject.state import all_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqverify import capture, made
+from vqverify.subject import made
+from vqverify.subject import capture
 from vqverify.discovery.measure import differs, scale_of
-from vqverify.state import all_tensors
+from vqverify.subject.state import all_tensors
 
 if TYPE_CHECKING:
     from vqverify.discovery.bench import Bench, Look
-    from vqverify.plan import Slot
+    from vqverify.subject.plan import Slot
 
 
 def view(module: torch.nn.Module, slot: Slot) -> Tensor:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqverify import capture
+from vqverify.subject import capture
 from vqverify.discovery.codespace import effective
 from vqverify.discovery.measure import scale_of
-from vqverify.plan import TOKENS, Call, Decoder, arrange, enter, sizes
+from vqverify.subject.plan import TOKENS, Call, Decoder, arrange, enter, sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

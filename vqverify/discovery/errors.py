@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vqverify.target import TargetError
+from vqverify.subject.target import TargetError
 
 _TEMPLATE = """
-from vqverify.plan import Call, Output, Plan, Slot
+from vqverify.subject.plan import Call, Output, Plan, Slot
 
 class Adapter:
     @staticmethod

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vqverify.plan import TOKENS, arrange, gather
-from vqverify.state import all_tensors
+from vqverify.subject.plan import TOKENS, arrange, gather
+from vqverify.subject.state import all_tensors
 
 if TYPE_CHECKING:
     import torch

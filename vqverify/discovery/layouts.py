@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify import state
+from vqverify.subject import state
 from vqverify.discovery.forms import LAYOUTS, Grid, grid
 from vqverify.discovery.measure import differs, latents, pull_sum, scale_of
 from vqverify.discovery.trial import Path, Trial
-from vqverify.plan import Output
+from vqverify.subject.plan import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

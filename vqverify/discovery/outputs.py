@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vqverify.discovery.measure import scale_of
-from vqverify.plan import Output
-from vqverify.state import all_tensors
+from vqverify.subject.plan import Output
+from vqverify.subject.state import all_tensors
 
 if TYPE_CHECKING:
     from vqverify.discovery.forms import Grid

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqverify import state
+from vqverify.subject import state
 from vqverify.discovery.codespace import effective, view
-from vqverify.plan import Slot, enter
+from vqverify.subject.plan import Slot, enter
 
 if TYPE_CHECKING:
     from vqverify.discovery.bench import Bench

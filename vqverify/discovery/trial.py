@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqverify import state
-from vqverify.randomness import forked
+from vqverify.subject import state
+from vqverify.subject.randomness import forked
 
 Path = tuple[str | int, ...]
 

@@ -27,7 +27,7 @@ from vqverify.identify.smoothing import smoothing
 from vqverify.identify.structure import sizes, structure
 
 if TYPE_CHECKING:
-    from vqverify.layer import Layer
+    from vqverify.subject.layer import Layer
 
 __all__ = ["identify"]
 
@@ -46,7 +46,7 @@ def identify(layer: Layer) -> Findings:
         layer: built and warmed up.
 
     Returns:
-        A finding for each trait, of the names in `vqverify.claims.CLAIMS` and the capability traits.
+        A finding for each trait, of the names in `vqverify.subject.claims.CLAIMS` and the capability traits.
     """
     probe = Probe(layer, max(PROBES, layer.domain.dim + 13, layer.domain.min_n))
     found: Findings = {}

@@ -1,4 +1,4 @@
-"""Which estimator: measured gradients against the families of `vqverify.families`, in code space.
+"""Which estimator: measured gradients against the families of `vqverify.subject.families`, in code space.
 
 Each level is fitted on its own; where latents and codes share one space and there is one level, z to z_q is fitted
 too, which sees what happens around the level. A family counts when it explains the gradients to 0.1%: single
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqverify.families import Fit, fits
+from vqverify.subject.families import Fit, fits
 from vqverify.identify import relaxed
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, latents_at, relative, unknown_
 from vqverify.quantizer import Finding

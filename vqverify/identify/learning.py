@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify import state
+from vqverify.subject import state
 from vqverify.identify.probes import (
     Findings,
     Probe,
@@ -22,7 +22,7 @@ from vqverify.identify.probes import (
 from vqverify.quantizer import Finding
 
 if TYPE_CHECKING:
-    from vqverify.layer import Layer
+    from vqverify.subject.layer import Layer
 
 
 def sharing(layer: Layer, level: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vqverify.capture import pull
+from vqverify.subject.capture import pull
 from vqverify.identify.learning import takes_gradient
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant, latents_at, relative
 from vqverify.quantizer import Finding, Quantized

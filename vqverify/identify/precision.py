@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify import state
-from vqverify.capture import pull
+from vqverify.subject import state
+from vqverify.subject.capture import pull
 from vqverify.identify.probes import Findings, Probe, attempt
 from vqverify.quantizer import Finding
 
 if TYPE_CHECKING:
-    from vqverify.layer import Layer
+    from vqverify.subject.layer import Layer
 
 # a relative step that the format holds with room to spare, and that the next coarser format rounds away
 LADDER = ((torch.float64, 1e-10), (torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2))

@@ -16,7 +16,7 @@ from vqverify.quantizer import Accumulators, Finding, Quantized
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vqverify.layer import Layer
+    from vqverify.subject.layer import Layer
 
 Findings = dict[str, Finding]
 CLUSTERS = 6  # few codes with many latents each: the count n dominates N, so rounding of N hardly matters

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify import state
+from vqverify.subject import state
 from vqverify.identify.learning import bincounts
 from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative
 from vqverify.quantizer import Finding
 
 if TYPE_CHECKING:
-    from vqverify.layer import Layer
-    from vqverify.plan import Slot
+    from vqverify.subject.layer import Layer
+    from vqverify.subject.plan import Slot
 
 
 def _view(layer: Layer, slot: Slot) -> Tensor:

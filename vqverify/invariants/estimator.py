@@ -9,7 +9,7 @@ import torch
 
 from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
-from vqverify.families import CORRECT
+from vqverify.subject.families import CORRECT
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import (
     SAFE,
@@ -26,7 +26,7 @@ from vqverify.invariants.measure import (
     paths,
 )
 from vqverify.invariants.rotation import cotangents, received
-from vqverify.layer import guarded
+from vqverify.subject.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
 
 LINEAR = ("straight-through", "rotation")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vqverify.bounds import Clause, holds
 from vqverify.case import Case
-from vqverify.claims import honesty
+from vqverify.subject.claims import honesty
 from vqverify.invariant import Undetermined, invariant
 from vqverify.quantizer import Quantizer
 

@@ -13,8 +13,8 @@ from vqverify.bounds import Clause, holds
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import trait
-from vqverify.layer import guarded
-from vqverify.randomness import forked
+from vqverify.subject.layer import guarded
+from vqverify.subject.randomness import forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

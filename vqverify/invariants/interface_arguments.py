@@ -15,7 +15,7 @@ from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, se
 from vqverify.invariants.interface import SOURCE, backward, finite_state, received
 from vqverify.invariants.interface_batching import still, train_repeats
 from vqverify.invariants.measure import SAFE, array, norms, rotation_law_bound, roundoff, trait
-from vqverify.plan import sizes
+from vqverify.subject.plan import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

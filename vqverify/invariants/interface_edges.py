@@ -14,7 +14,7 @@ from vqverify.invariants.agreement import agree, learnt, select
 from vqverify.invariants.interface import SOURCE, backward, finite_outputs, finite_state
 from vqverify.invariants.interface_batching import repeating_modes, train_repeats
 from vqverify.invariants.measure import trait
-from vqverify.randomness import forked
+from vqverify.subject.randomness import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

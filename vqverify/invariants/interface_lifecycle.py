@@ -17,7 +17,7 @@ from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, sa
 from vqverify.invariants.interface import backward
 from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.measure import array, norms, roundoff, trait
-from vqverify.layer import guarded
+from vqverify.subject.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
 
 if TYPE_CHECKING:

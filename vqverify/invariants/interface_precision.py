@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqverify import state
+from vqverify.subject import state
 from vqverify.bounds import Clause, Violation, holds, unit_roundoff, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from vqverify.bounds import Clause, holds, within
-from vqverify.capture import pull
+from vqverify.subject.capture import pull
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import array, roundoff, tiny, trait

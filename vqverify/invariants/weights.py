@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqverify.bounds import Clause, within
-from vqverify.capture import pull
+from vqverify.subject.capture import pull
 from vqverify.case import Case
 from vqverify.invariants.measure import Array, View, array, norms, roundoff, tiny, trait, views
 from vqverify.invariants.residual import stacked
-from vqverify.layer import guarded
+from vqverify.subject.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
 
 WEIGHTS = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")

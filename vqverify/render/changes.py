@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vqverify.baseline import Change
+from vqverify.run.baseline import Change
 
 STYLES = {"worse": "bold red", "better": "green", "other": "dim"}
 

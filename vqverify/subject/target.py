@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vqverify.randomness import forked
+from vqverify.subject.randomness import forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

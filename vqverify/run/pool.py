@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 from pebble import ProcessExpired, ProcessPool
 
-from vqverify import engine, opening
-from vqverify.expected import Entry
+from vqverify import engine
+from vqverify.run import opening
+from vqverify.run.expected import Entry
 from vqverify.invariant import registry
 from vqverify.quantizer import Spec
 from vqverify.report import dumps
 from vqverify.subject import open_subject
 
 if TYPE_CHECKING:
-    from vqverify.layer import Layer
+    from vqverify.subject.layer import Layer
 
 _kept: dict[str, Layer] = {}  # what a worker has opened, by its spec: specs hold dicts, which are no keys
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vqverify import __version__, engine, environment, expected, opening
+from vqverify import __version__, engine, environment
+from vqverify.run import expected, opening
 from vqverify.invariant import Invariant, registry, select
 from vqverify.quantizer import Quantizer
 from vqverify.report import Report, Result, SubjectReport, dumps, subject_exit
-from vqverify.request import Request, RequestError, profile_called
+from vqverify.run.request import Request, RequestError, profile_called
 
 BUDGET = "budget"  # the reason of a row that the budget did not reach
 STATUS_OF_EXIT = {0: "passed", 1: "failed", 3: "error"}
@@ -83,7 +84,7 @@ class Run:
 
     def _outcomes(self, jobs: Sequence[engine.Job]) -> Iterator[tuple[engine.Job, engine.Outcome]]:
         if self.request.isolated:
-            from vqverify import pool
+            from vqverify.run import pool
 
             yield from pool.outcomes(jobs, self.request.jobs, self.request.timeout, self._left)
             return
@@ -146,7 +147,7 @@ def start(request: Request, *, obj: Any = None, resume: Report | None = None) ->
     entries = expected.load(request.expectations) if request.expectations else ()
     mine = [entry for entry in entries if entry.subject == request.spec.name and entry.invariant in ids]
     if request.isolated:
-        from vqverify import pool
+        from vqverify.run import pool
 
         opened = pool.opened(request.spec, mine, request.timeout)
     else:

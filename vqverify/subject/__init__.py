@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vqverify import adapters, state
-from vqverify.bare import BareEstimator, bare_plan
+from vqverify import adapters
+from vqverify.subject import state
+from vqverify.subject.bare import BareEstimator, bare_plan
 from vqverify.bounds import Violation
 from vqverify.discovery import discover
-from vqverify.layer import Layer
+from vqverify.subject.layer import Layer
 from vqverify.quantizer import Domain, Spec
-from vqverify.target import TargetError, check_arguments, construct, load, suggest
+from vqverify.subject.target import TargetError, check_arguments, construct, load, suggest
 
 if TYPE_CHECKING:
-    from vqverify.plan import Plan
+    from vqverify.subject.plan import Plan
 
 Factory = Callable[[Mapping[str, Any], int], nn.Module]
 
@@ -147,7 +148,7 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
 
 def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> None:
     """Claims, findings, and both joined."""
-    from vqverify.claims import join, read_claims
+    from vqverify.subject.claims import join, read_claims
     from vqverify.identify import identify
 
     layer.claims = read_claims(layer.spec, target, adapter_claims)

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from vqverify import expected, target
+from vqverify.run import expected
+from vqverify.subject import target
 from vqverify.invariant import Invariant
 from vqverify.quantizer import Finding, Quantizer, Spec
 from vqverify.report import Result, Status

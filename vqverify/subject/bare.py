@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqverify.plan import Call, Output, Plan, Slot
+from vqverify.subject.plan import Call, Output, Plan, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vqverify.families import recognised
+from vqverify.subject.families import recognised
 from vqverify.quantizer import Level, Node
 
 COARSE = 0.35  # relative to the spread of the codes: a code with a wrong norm is still found

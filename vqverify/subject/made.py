@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-from vqverify import capture
+from vqverify.subject import capture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

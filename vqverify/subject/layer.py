@@ -17,13 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqverify import capture, made, state
+from vqverify.subject import made
+from vqverify.subject import capture, state
 from vqverify.bounds import Violation
-from vqverify.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
+from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
 from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
-from vqverify.randomness import forked
+from vqverify.subject.randomness import forked
 
 
+PACKAGE = Path(__file__).parents[1]
+SUBJECTS = {"reference", "mutants"}  # layers of our own, which may be wrong
 _UNSEEN: Any = object()
 PROBE_SEED = 0x5EED0000  # far from the small seeds with which layers are built: a probe must not equal a codebook
 
@@ -48,8 +51,9 @@ def _ours(error: BaseException) -> bool:
     """Whether the harness itself raised: a defect here must not pass for one of the layer."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = Path(last.filename)
+    here = where.is_relative_to(PACKAGE) and where.relative_to(PACKAGE).parts[0] not in SUBJECTS
     between = last.name == "__torch_function__"  # the recorder stands between a layer and torch
-    return where.parent == Path(__file__).parent and where.name != "bare.py" and not between
+    return here and where.name != "bare.py" and not between
 
 
 @dataclass(eq=False)
