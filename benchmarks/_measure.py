@@ -28,9 +28,7 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
-def times(
-    work: dict[str, Work], rounds: int, clock: Callable[[], float] = time.process_time
-) -> dict[str, float]:
+def times(work: dict[str, Work], rounds: int, clock: Callable[[], float] = time.process_time) -> dict[str, float]:
     """Return the median time in seconds of each, over rounds that rotate the order."""
     names = list(work)
     taken: dict[str, list[float]] = {name: [] for name in names}
@@ -51,9 +49,7 @@ def ratios(work: dict[str, Work], base: str, *, runs: int = 5, rounds: int = 5) 
         taken = times(work, rounds)
         for name, values in collected.items():
             values.append(taken[name] / taken[base])
-    return {
-        name: Ratio(statistics.median(values), min(values), max(values)) for name, values in collected.items()
-    }
+    return {name: Ratio(statistics.median(values), min(values), max(values)) for name, values in collected.items()}
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -63,9 +59,7 @@ def geometric_mean(values: list[float]) -> float:
 def peak_bytes(work: Work) -> int:
     """Return the most memory held at a time by ``work``: torch's CPU allocations and numpy's."""
     work()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         tracemalloc.start()
         work()
         numpy_peak = tracemalloc.get_traced_memory()[1]

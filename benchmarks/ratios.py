@@ -85,9 +85,7 @@ def layers(args: argparse.Namespace) -> None:
         work = layer.work(n, k, d, others=n * k <= 2**22)
         found = _measure.ratios(work, "straight-through", runs=args.runs, rounds=7)
         names = ("rotation", "vq-pytorch rotation", "vq-pytorch straight-through")
-        print(
-            f"| {n},{k},{d} | " + " | ".join(str(found.get(name, "-")) for name in names) + " |", flush=True
-        )
+        print(f"| {n},{k},{d} | " + " | ".join(str(found.get(name, "-")) for name in names) + " |", flush=True)
 
 
 def updates(args: argparse.Namespace) -> None:

@@ -7,7 +7,10 @@ from vqverify import parametrize_with_invariants
 
 def bind(subject: Subject):
     @parametrize_with_invariants(
-        subject.target, subject.kwargs, applies=subject.applies, expectations=EXPECTATIONS if EXPECTATIONS.exists() else None
+        subject.target,
+        subject.kwargs,
+        applies=subject.applies,
+        expectations=EXPECTATIONS if EXPECTATIONS.exists() else None,
     )
     def test(check):
         check()

@@ -16,7 +16,13 @@ CONTROLS = {
 
 @pytest.mark.parametrize("mutant", mutants().values(), ids=lambda mutant: mutant.name)
 def test_mutant_is_rejected_by_a_row_that_names_it(mutant: Mutant):
-    report = check_quantizer(mutant.target, mutant.kwargs, only=mutant.names, profile=mutant.profile, fail_on=("law", "contract", "limit", "hardening"))
+    report = check_quantizer(
+        mutant.target,
+        mutant.kwargs,
+        only=mutant.names,
+        profile=mutant.profile,
+        fail_on=("law", "contract", "limit", "hardening"),
+    )
     failed = [result for result in report.subjects[0].results if result.status == "failed"]
     shown = [(result.invariant, result.case, result.status, result.reason) for result in report.subjects[0].results]
     assert failed, f"{mutant.mistake}: {shown}"

@@ -58,9 +58,7 @@ def check_quantizer(
         ClaimError: if a claim is unknown.
         UnknownInvariantError: if a pattern names no row.
     """
-    spec, obj = subject_of(
-        target, kwargs, claims=claims, role=role, adapter=adapter, seed=seed_for(profile, seed)
-    )
+    spec, obj = subject_of(target, kwargs, claims=claims, role=role, adapter=adapter, seed=seed_for(profile, seed))
     request = Request(
         spec,
         profile,

@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -183,18 +183,31 @@ def _check_part(row: Invariant, subject: Quantizer, job: Job, part: str | None, 
     except Exception as error:  # noqa: BLE001  (an exception of the harness is an error of this row alone)
         return Outcome((_errored(row, job, part, error, time.perf_counter() - start),), {})
     base = _result(
-        row, job, "passed", case=part, examples=seen.examples, vacuous=seen.vacuous, margin=seen.margin,
-        seconds=time.perf_counter() - start, effect=seen.effects[0] if seen.effects else None,
+        row,
+        job,
+        "passed",
+        case=part,
+        examples=seen.examples,
+        vacuous=seen.vacuous,
+        margin=seen.margin,
+        seconds=time.perf_counter() - start,
+        effect=seen.effects[0] if seen.effects else None,
     )
     if not failed:
         if seen.vacuous == seen.examples:
             reason = "no input met the hypotheses of the statement"
             base = replace(base, status="undetermined", reason=reason)
         return Outcome((base,), {})
-    witnesses = {label: Witness(job.spec, row.id, case, label, clause.message) for label, (clause, case) in small.items()}
+    witnesses = {
+        label: Witness(job.spec, row.id, case, label, clause.message) for label, (clause, case) in small.items()
+    }
     results = tuple(
         replace(
-            base, status="failed", label=label, message=clause.message, witness=witnesses[label].digest,
+            base,
+            status="failed",
+            label=label,
+            message=clause.message,
+            witness=witnesses[label].digest,
             margin=_worst(seen.margin, clause.margin, failed[label][0].margin),
         )
         for label, (clause, _) in small.items()
@@ -233,8 +246,12 @@ def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck), print_blob=False,
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+        print_blob=False,
     )
     @hypothesis.given(strategy)
     def collect(case: Case) -> None:
@@ -246,7 +263,7 @@ def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count
 
 
 @contextmanager
-def _storage() -> Iterator[None]:
+def _storage() -> Generator[None]:
     """Keep Hypothesis's own cache out of the folder that the user stands in."""
     name = "HYPOTHESIS_STORAGE_DIRECTORY"
     before = os.environ.get(name)
@@ -269,7 +286,9 @@ def _smallest(row: Invariant, subject: Quantizer, label: str, case: Case) -> tup
     small = shrink(case, lambda candidate: failing(candidate) is not None, min_n=subject.domain.min_n, most=most)
     clause = failing(small) or failing(case)
     if clause is None:
-        raise RuntimeError(f"{row.id} failed once with {label!r} and holds on the same input: the check is not deterministic")
+        raise RuntimeError(
+            f"{row.id} failed once with {label!r} and holds on the same input: the check is not deterministic"
+        )
     return clause, small if failing(small) else case
 
 
@@ -279,15 +298,26 @@ def _digest(*parts: object) -> int:
 
 def _result(row: Invariant, job: Job, status: str, case: str | None = None, **values: object) -> Result:
     return Result(
-        invariant=row.id, status=status, kind=row.kind_of(case), mode=row.mode, state=row.state, case=case,  # type: ignore[arg-type]
-        statement=row.statement, source=row.source, hint=row.hint, seed=job.seed, **values,  # type: ignore[arg-type]
+        invariant=row.id,
+        status=status,
+        kind=row.kind_of(case),
+        mode=row.mode,
+        state=row.state,
+        case=case,  # type: ignore[arg-type]
+        statement=row.statement,
+        source=row.source,
+        hint=row.hint,
+        seed=job.seed,
+        **values,  # type: ignore[arg-type]
     )
 
 
 def _errored(row: Invariant, job: Job, part: str | None, error: Exception, seconds: float) -> Result:
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{last.name}, line {last.lineno}"
-    return _result(row, job, "error", case=part, seconds=seconds, reason=f"{type(error).__name__} in {where}: {error}"[:400])
+    return _result(
+        row, job, "error", case=part, seconds=seconds, reason=f"{type(error).__name__} in {where}: {error}"[:400]
+    )
 
 
 def explain(results: Iterable[Result]) -> tuple[Result, ...]:

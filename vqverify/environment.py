@@ -15,8 +15,11 @@ def describe() -> dict[str, Any]:
     packages = ("torch", "numpy", "scipy", "sympy", "hypothesis", "pytest")
     found: dict[str, Any] = {name: version for name in packages if (version := package_version(name))}
     return {
-        "python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", **found,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        **found,
     }
 
 

@@ -133,7 +133,9 @@ def select(only: Iterable[str] = (), skip: Iterable[str] = ()) -> tuple[Invarian
             near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
             advice = f"; did you mean {', '.join(near)}?" if near else "; `vqverify list` shows them all"
             raise UnknownInvariantError(f"no invariant is called {pattern!r}{advice}")
-    wanted = [row for row in known.values() if not (only := tuple(only)) or any(fnmatch.fnmatch(row.id, p) for p in only)]
+    wanted = [
+        row for row in known.values() if not (only := tuple(only)) or any(fnmatch.fnmatch(row.id, p) for p in only)
+    ]
     return tuple(row for row in wanted if not any(fnmatch.fnmatch(row.id, pattern) for pattern in skip))
 
 

@@ -115,9 +115,7 @@ class SubjectCheck:
         lost = sorted(self._pinned - {id_ for id_, found in verdicts.items() if found.verdict == "applies"})
         if lost:
             reasons = [
-                f"{id_}: {verdicts[id_].verdict}, {verdicts[id_].reason}"
-                if id_ in verdicts
-                else f"{id_}: not selected"
+                f"{id_}: {verdicts[id_].verdict}, {verdicts[id_].reason}" if id_ in verdicts else f"{id_}: not selected"
                 for id_ in lost
             ]
             pytest.fail("rows that are pinned do not apply:\n  " + "\n  ".join(reasons), pytrace=False)
@@ -127,9 +125,7 @@ class SubjectCheck:
             if id_.partition(".")[0] in DECISIVE_GROUPS and found.verdict != "n/a"
         ]
         if decisive and all(found.verdict == "undetermined" for found in decisive):
-            pytest.fail(
-                f"no row of lookup or estimator could be determined: {decisive[0].reason}", pytrace=False
-            )
+            pytest.fail(f"no row of lookup or estimator could be determined: {decisive[0].reason}", pytrace=False)
 
 
 class RowCheck:
@@ -152,9 +148,7 @@ class RowCheck:
         if bad:
             from vqverify.render import terminal
 
-            pytest.fail(
-                "\n".join(terminal.failure_text(run.report(), result) for result in bad), pytrace=False
-            )
+            pytest.fail("\n".join(terminal.failure_text(run.report(), result) for result in bad), pytrace=False)
         self.note = _note(results)
         return results
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 Origin = Literal["given", "default", "adapter", "identified"]
-Via = Callable[[Callable[..., Any], Tensor], Any]  # how a pass is made: (the layer's method, its input) -> what it returns
+Via = Callable[
+    [Callable[..., Any], Tensor], Any
+]  # how a pass is made: (the layer's method, its input) -> what it returns
 Place = Literal["z", "z_q"] | tuple[Literal["z_c", "q_c"], int]
 
 
@@ -167,8 +169,16 @@ class Quantizer(Protocol):
         ...
 
     def forward(
-        self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
-        layout: str | None = None, via: Via | None = None,
+        self,
+        z: Tensor,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        trace: bool = False,
+        grad: bool = True,
+        groups: int = 1,
+        layout: str | None = None,
+        via: Via | None = None,
     ) -> Quantized:
         """One pass over latents z (N, D), with the global generators forked and seeded with `seed`.
 

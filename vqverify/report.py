@@ -104,10 +104,15 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain data, keys as in the contract."""
         return {
-            "format": self.format, "vqverify": self.vqverify, "complete": self.complete,
-            "profile": dict(self.profile), "environment": dict(self.environment),
+            "format": self.format,
+            "vqverify": self.vqverify,
+            "complete": self.complete,
+            "profile": dict(self.profile),
+            "environment": dict(self.environment),
             "subjects": [_subject(subject) for subject in self.subjects],
-            "counts": self.counts, "exit_code": self.exit_code, "witnesses": dict(self.witnesses),
+            "counts": self.counts,
+            "exit_code": self.exit_code,
+            "witnesses": dict(self.witnesses),
         }
 
 
@@ -136,7 +141,11 @@ def from_json(data: Mapping[str, Any]) -> Report:
     try:
         subjects = tuple(_read_subject(subject) for subject in data["subjects"])
         return Report(
-            data["profile"], data["environment"], subjects, data.get("witnesses", {}), bool(data.get("complete", True)),
+            data["profile"],
+            data["environment"],
+            subjects,
+            data.get("witnesses", {}),
+            bool(data.get("complete", True)),
             data.get("vqverify", ""),
         )
     except (KeyError, TypeError) as error:
@@ -172,7 +181,9 @@ def subject_exit(results: Sequence[Result], *, fail_on: Iterable[str], strict: b
         applies could be determined; else 3 if a row is an error; else 0.
     """
     kinds = set(fail_on)
-    if not required or any(result.status == "fixed" or (result.status == "failed" and result.kind in kinds) for result in results):
+    if not required or any(
+        result.status == "fixed" or (result.status == "failed" and result.kind in kinds) for result in results
+    ):
         return 1
     if strict and any(result.status == "undetermined" for result in results):
         return 1

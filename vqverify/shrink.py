@@ -53,8 +53,11 @@ def shrink(case: Case, fails: Fails, *, min_n: int = 1, most: int = 400) -> Case
 
 
 def _same(a: Case, b: Case) -> bool:
-    return a.size() == b.size() and len(a.z) == len(b.z) and len(a.history) == len(b.history) and all(
-        torch.equal(x, y) for x, y in zip((a.z, a.g, *a.history), (b.z, b.g, *b.history), strict=True)
+    return (
+        a.size() == b.size()
+        and len(a.z) == len(b.z)
+        and len(a.history) == len(b.history)
+        and all(torch.equal(x, y) for x, y in zip((a.z, a.g, *a.history), (b.z, b.g, *b.history), strict=True))
     )
 
 
@@ -90,13 +93,18 @@ def _seed_zero(case: Case) -> Case:
 def _fewer_rows(case: Case, test: Fails, min_n: int) -> Case:
     keep = _minimise(list(range(len(case.z))), lambda rows: len(rows) >= min_n and test(_take(case, rows)))
     case = _take(case, keep)
-    for index, batch in enumerate(case.history):
-        def with_rows(rows: list[int], index: int = index, batch: Tensor = batch) -> Case:
-            return replace(case, history=(*case.history[:index], batch[rows], *case.history[index + 1 :]))
-
-        rows = _minimise(list(range(len(batch))), lambda rows: len(rows) >= min_n and test(with_rows(rows)))  # noqa: B023
-        case = with_rows(rows)
+    for index in range(len(case.history)):
+        case = _fewer_history_rows(case, index, test, min_n)
     return case
+
+
+def _fewer_history_rows(case: Case, index: int, test: Fails, min_n: int) -> Case:
+    batch = case.history[index]
+
+    def with_rows(rows: list[int]) -> Case:
+        return replace(case, history=(*case.history[:index], batch[rows], *case.history[index + 1 :]))
+
+    return with_rows(_minimise(list(range(len(batch))), lambda rows: len(rows) >= min_n and test(with_rows(rows))))
 
 
 def _take(case: Case, rows: list[int]) -> Case:
@@ -125,7 +133,10 @@ def _tensors(case: Case) -> Iterator[tuple[Tensor, Callable[[Tensor], Case]]]:
     for index, batch in enumerate(case.history):
         yield batch, lambda t, i=index: replace(case, history=(*case.history[:i], t, *case.history[i + 1 :]))
     for index, table in enumerate(case.codebook or ()):
-        yield table, lambda t, i=index: replace(case, codebook=(*(case.codebook or ())[:i], t, *(case.codebook or ())[i + 1 :]))
+        yield (
+            table,
+            lambda t, i=index: replace(case, codebook=(*(case.codebook or ())[:i], t, *(case.codebook or ())[i + 1 :])),
+        )
 
 
 def _entrywise(case: Case, attempt: Callable[[Tensor, Callable[[Tensor], Case]], Tensor]) -> Case:

@@ -24,7 +24,19 @@ SCALES = (0, -7, -4, 3)
 OFFSETS = (0.0, 30000.0, 1000.0, 1.0)
 RELATIONS = 10
 SEARCH = "search"  # origin of a case that Hypothesis drew
-CORNERS = ("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "parallel", "duplicates", "far", "unit", "generic")
+CORNERS = (
+    "zero",
+    "on-code",
+    "tie",
+    "antiparallel",
+    "single",
+    "off-centre",
+    "parallel",
+    "duplicates",
+    "far",
+    "unit",
+    "generic",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,9 @@ def frame(subject: Quantizer) -> Frame:
     work = max((e.numel() for e in own), default=1)
     most = int(min(96, max(8, 2_000_000 // work)))
     domain = subject.domain
-    return Frame(domain.dim, domain.dtype, domain.min_n, own, settable, domain.codebook == "sphere", max(most, domain.min_n))
+    return Frame(
+        domain.dim, domain.dtype, domain.min_n, own, settable, domain.codebook == "sphere", max(most, domain.min_n)
+    )
 
 
 def _true(subject: Quantizer, trait: str) -> bool:
@@ -109,14 +123,15 @@ def draws(frame_: Frame, state: State) -> st.SearchStrategy[Draw]:
 def realise(draw: Draw, frame_: Frame, origin: str = "") -> Case:
     """Turn a drawn structure into a case of the subject."""
     books = _codebooks(draw, frame_)
-    codes = (books if books is not None else frame_.own)
+    codes = books if books is not None else frame_.own
     table = codes[0].double().numpy() if frame_.related else None
     z = _latents(draw, frame_, table, draw.n, salt=1)
     g = _grid(_salted(draw.bulk, 2), draw.n * frame_.dim).reshape(draw.n, frame_.dim)
     if not g.any():
         g[:, 0] = 1
     history = tuple(
-        _tensor(_latents(draw, frame_, table, max(draw.n, frame_.min_n), salt=10 + step), frame_) for step in range(draw.history)
+        _tensor(_latents(draw, frame_, table, max(draw.n, frame_.min_n), salt=10 + step), frame_)
+        for step in range(draw.history)
     )
     return Case(_tensor(z, frame_), _tensor(g, frame_), draw.seed, books, history, origin=origin)
 
@@ -195,10 +210,14 @@ def mass(frame_: Frame, state: State) -> Iterator[Case]:
     for index in range(10):
         rng = np.random.Generator(np.random.Philox(1000 + index))
         draw = Draw(
-            n, SCALES[index % 4], OFFSETS[index // 2 % 4], 5000 + index,
+            n,
+            SCALES[index % 4],
+            OFFSETS[index // 2 % 4],
+            5000 + index,
             rng.integers(0, 250, n, dtype=np.uint8).tobytes(),
             own_codebook=not frame_.settable or index % 3 == 2,
-            history=0 if state == "fresh" else 1 + index % 2, seed=index,
+            history=0 if state == "fresh" else 1 + index % 2,
+            seed=index,
         )
         case = realise(draw, frame_, f"mass {index}")
         yield _normal(case, frame_, rng) if index % 2 else case
@@ -272,7 +291,11 @@ def _corner(name: str, frame_: Frame) -> tuple[np.ndarray, tuple[Tensor, ...] | 
         case "on-code":
             return own[: min(len(own), 6)].copy(), None
         case "tie":
-            return (np.stack([one * 0, one * 3]), _filled(frame_, one, -one)) if free else ((first + second)[None] / 2, None)
+            return (
+                (np.stack([one * 0, one * 3]), _filled(frame_, one, -one))
+                if free
+                else ((first + second)[None] / 2, None)
+            )
         case "antiparallel":
             around = np.stack([-2 * one, -2 * one + 0.25 * np.roll(one, 1), -0.5 * one, -one])
             return (around, _filled(frame_, one)) if free else (-first[None], None)
@@ -280,7 +303,11 @@ def _corner(name: str, frame_: Frame) -> tuple[np.ndarray, tuple[Tensor, ...] | 
             return (np.stack([2 * one, 0.25 * one, ramp]), _filled(frame_, one)) if free else (1.5 * first[None], None)
         case "off-centre":
             shift = np.full(d, 30000.0)
-            return (np.stack([shift + 0.25 * one, shift + 0.75 * one]), _filled(frame_, shift, shift + one)) if free else None
+            return (
+                (np.stack([shift + 0.25 * one, shift + 0.75 * one]), _filled(frame_, shift, shift + one))
+                if free
+                else None
+            )
         case "duplicates":
             return (np.stack([ramp, ramp + one]), _filled(frame_, ramp, ramp)) if free else None
         case _:

@@ -56,8 +56,13 @@ class Witness:
         ]
         program.append({"op": "check", "case": case.part, "seed": case.seed, "z": encode(case.z), "g": encode(case.g)})
         return {
-            "format": FORMAT, "subject": asdict(self.spec), "invariant": self.invariant, "case": case.part,
-            "label": self.label, "message": self.message, "operations": program,
+            "format": FORMAT,
+            "subject": asdict(self.spec),
+            "invariant": self.invariant,
+            "case": case.part,
+            "label": self.label,
+            "message": self.message,
+            "operations": program,
         }
 
     @property
@@ -120,7 +125,12 @@ def from_json(data: Mapping[str, Any]) -> Witness:
         if check is None:
             raise WitnessError("a witness needs an operation 'check'")
         found = Case(
-            decode(check["z"]), decode(check["g"]), int(check["seed"]), tuple(codebook) or None, tuple(history), check.get("case")
+            decode(check["z"]),
+            decode(check["g"]),
+            int(check["seed"]),
+            tuple(codebook) or None,
+            tuple(history),
+            check.get("case"),
         )
         return Witness(spec, data["invariant"], found, data["label"], data.get("message", ""))
     except (KeyError, TypeError) as error:

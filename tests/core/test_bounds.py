@@ -50,6 +50,8 @@ def test_exact_clause_has_no_margin():
     assert not holds(condition=False, label="label", message="why").holds
 
 
-@pytest.mark.parametrize(("dtype", "u"), [(torch.float32, 2.0**-24), (torch.float64, 2.0**-53), (torch.bfloat16, 2.0**-8)])
+@pytest.mark.parametrize(
+    ("dtype", "u"), [(torch.float32, 2.0**-24), (torch.float64, 2.0**-53), (torch.bfloat16, 2.0**-8)]
+)
 def test_unit_roundoff(dtype, u):
     assert unit_roundoff(dtype) == u

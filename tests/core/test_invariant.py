@@ -16,7 +16,9 @@ def judge(needs, **traits):
 
 
 def test_every_need_met():
-    assert judge(("codes", "estimator=rotation|straight-through"), codes=True, estimator="rotation").verdict == "applies"
+    assert (
+        judge(("codes", "estimator=rotation|straight-through"), codes=True, estimator="rotation").verdict == "applies"
+    )
 
 
 def test_other_value_is_not_applicable_with_its_evidence():

@@ -13,8 +13,12 @@ from vqverify.witness import Witness, WitnessError
 
 def example() -> Witness:
     case = Case(
-        torch.tensor([[0.1, float("nan")], [float("inf"), -0.0]]), torch.ones(2, 2), 3,
-        (torch.tensor([[1.0, 2.0]], dtype=torch.float64),), (torch.zeros(1, 2), torch.ones(3, 2)), "train",
+        torch.tensor([[0.1, float("nan")], [float("inf"), -0.0]]),
+        torch.ones(2, 2),
+        3,
+        (torch.tensor([[1.0, 2.0]], dtype=torch.float64),),
+        (torch.zeros(1, 2), torch.ones(3, 2)),
+        "train",
     )
     return Witness(Spec("pkg:VQ", {"dim": 2}), "rotation.angle", case, "angle", "why")
 
@@ -26,7 +30,11 @@ def test_round_trip_is_exact():
     assert again.case.seed == 3
     assert again.case.part == "train"
     assert again.case.codebook is not None
-    for a, b in zip((first.case.z, *first.case.history, *first.case.codebook), (again.case.z, *again.case.history, *again.case.codebook), strict=True):
+    for a, b in zip(
+        (first.case.z, *first.case.history, *first.case.codebook),
+        (again.case.z, *again.case.history, *again.case.codebook),
+        strict=True,
+    ):
         assert a.dtype == b.dtype
         assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)) or torch.equal(a.isnan(), b.isnan())
 

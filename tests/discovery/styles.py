@@ -82,9 +82,7 @@ class Transposed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         flat = x.reshape(-1, self.dim)
-        dist = (
-            flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.embed + self.embed.pow(2).sum(0, keepdim=True)
-        )
+        dist = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.embed + self.embed.pow(2).sum(0, keepdim=True)
         ind = (-dist).max(1).indices
         onehot = F.one_hot(ind, self.n_embed).type(flat.dtype)
         ind = ind.view(*x.shape[:-1])
@@ -187,9 +185,7 @@ class Stack(nn.Module):
 
     def __init__(self, levels: int = 3, dim: int = 6, size: int = 12) -> None:
         super().__init__()
-        self.books = nn.ParameterList(
-            [nn.Parameter(torch.randn(size, dim) * 0.5**level) for level in range(levels)]
-        )
+        self.books = nn.ParameterList([nn.Parameter(torch.randn(size, dim) * 0.5**level) for level in range(levels)])
 
     def forward(self, x: Tensor) -> Any:
         rest, total = x, torch.zeros_like(x)

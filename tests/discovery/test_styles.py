@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vqverify.discovery import discover
 from vqverify.quantizer import Spec
-from vqverify.subject.state import all_tensors
 from vqverify.subject import open_subject
+from vqverify.subject.state import all_tensors
 from vqverify.subject.target import construct
 
 from . import styles
@@ -48,8 +48,7 @@ def test_the_module_is_given_back_as_it_came(want: Want) -> None:
     after = all_tensors(module)
     assert list(after) == list(before)
     assert all(
-        id(after[name]) == identity and torch.equal(after[name], value)
-        for name, (identity, value) in before.items()
+        id(after[name]) == identity and torch.equal(after[name], value) for name, (identity, value) in before.items()
     )
     assert module.training
 
@@ -91,9 +90,7 @@ def shuffled(cls: Any) -> tuple[Any, Any]:
         if name in vars(cls) and (name == "forward" or inspect.isfunction(vars(cls)[name]))
     )
     if entry == "__init__":
-        entry = next(
-            name for name in vars(cls) if inspect.isfunction(vars(cls)[name]) and not name.startswith("__")
-        )
+        entry = next(name for name in vars(cls) if inspect.isfunction(vars(cls)[name]) and not name.startswith("__"))
     old = getattr(cls, entry)
     setattr(Turned, entry, lambda self, x: turn(old(self, x)))
     Turned.__init__.__signature__ = inspect.signature(cls.__init__)  # type: ignore[attr-defined]

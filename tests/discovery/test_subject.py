@@ -110,9 +110,7 @@ def test_another_process_needs_the_spec_alone() -> None:
         "layer = s.open_subject(pickle.loads(sys.stdin.buffer.read()))\n"
         "sys.stdout.buffer.write(pickle.dumps((layer.plan, layer.codebooks()[0].tolist())))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=pickle.dumps(spec), capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(spec), capture_output=True, check=True)
     plan, book = pickle.loads(done.stdout)
     here = open_subject(spec)
     assert plan == here.plan

@@ -55,9 +55,7 @@ def row(monkeypatch):
 
 
 def python(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_help_is_quick_and_imports_no_torch():
@@ -141,15 +139,13 @@ def test_a_failure_leaves_a_witness_that_replays(run, tmp_path):
     source = Path(MINIATURES).read_text()
     layer = tmp_path / "layer.py"
     layer.write_text(source)
-    code, out, _ = run(
-        "check", "layer.py:AlwaysWrong", "--only", "lookup.nearest", *EUCLIDEAN, "--json", "r.json"
-    )
+    code, out, _ = run("check", "layer.py:AlwaysWrong", "--only", "lookup.nearest", *EUCLIDEAN, "--json", "r.json")
     assert code == 1
     assert "must hold" in out
     assert "vqverify replay r.json#" in out
-    digest = json.loads((tmp_path / "r.json").read_text())["subjects"][0]["results"][0][
-        "witness"
-    ].removeprefix("witnesses/")
+    digest = json.loads((tmp_path / "r.json").read_text())["subjects"][0]["results"][0]["witness"].removeprefix(
+        "witnesses/"
+    )
     assert run("replay", f"r.json.witnesses/{digest}")[0] == 1
     code, out, _ = run("replay", f"r.json#{digest[:5]}")
     assert code == 1
@@ -214,9 +210,7 @@ def test_a_spent_budget_is_undetermined_and_not_complete(run, tmp_path):
     data = json.loads((tmp_path / "r.json").read_text())
     assert code == 1
     assert data["complete"] is False
-    assert {(r["status"], r["reason"]) for r in data["subjects"][0]["results"]} == {
-        ("undetermined", "budget")
-    }
+    assert {(r["status"], r["reason"]) for r in data["subjects"][0]["results"]} == {("undetermined", "budget")}
 
 
 def test_strict_require_and_fail_on(run):

@@ -24,9 +24,7 @@ def accepted(tmp_path):
 
 
 def check(name, file, source=MINIATURES, only=("lookup.nearest",)):
-    return vqverify.check_quantizer(
-        f"{source}:{name}", claims={"metric": "euclidean"}, only=only, expectations=file
-    )
+    return vqverify.check_quantizer(f"{source}:{name}", claims={"metric": "euclidean"}, only=only, expectations=file)
 
 
 def explained(file):

@@ -71,9 +71,7 @@ def test_nan_is_a_failure_and_never_an_error():
 
 def test_a_lie_is_contradicted():
     report = check("Liar")
-    honest = [
-        r for r in report.subjects[0].results if r.status == "failed" and r.invariant == "honesty.traits"
-    ]
+    honest = [r for r in report.subjects[0].results if r.status == "failed" and r.invariant == "honesty.traits"]
     assert [(r.case, r.label) for r in honest] == [("estimator", "contradicted")]
     assert "rotation_trick=True" in honest[0].message
     assert "straight-through" in honest[0].message

@@ -31,16 +31,12 @@ def test_an_item_a_row(pytester):
 
 def test_a_failing_row_fails_with_its_witness(pytester):
     done = outcome(pytester, "AlwaysWrong", "claims={'metric': 'euclidean'}, only=['lookup.nearest']")
-    done.stdout.fnmatch_lines(
-        ["*lookup.nearest  regret*", "*must hold*", "*witness*", "*1 failed, 1 passed*"]
-    )
+    done.stdout.fnmatch_lines(["*lookup.nearest  regret*", "*must hold*", "*witness*", "*1 failed, 1 passed*"])
 
 
 def test_pinned_rows_must_apply(pytester):
     done = outcome(pytester, "Right", "only=['lookup.*'], applies=['lookup.decode', 'lookup.nearest']")
-    done.stdout.fnmatch_lines(
-        ["*rows that are pinned do not apply:*", "*lookup.decode: n/a, decode is absent*"]
-    )
+    done.stdout.fnmatch_lines(["*rows that are pinned do not apply:*", "*lookup.decode: n/a, decode is absent*"])
     done.assert_outcomes(failed=2, passed=done.parseoutcomes()["passed"])
 
 

@@ -100,10 +100,7 @@ def test_terminal(report):
     text = printed(report)
     assert max(map(len, text.splitlines())) <= 100
     assert (
-        text.index("rotation.angle")
-        < text.index("rotation.norm")
-        < text.index("rotation.accuracy")
-        < text.index("✓")
+        text.index("rotation.angle") < text.index("rotation.norm") < text.index("rotation.accuracy") < text.index("✓")
     )
     for piece in (
         "3 × [0 ×4]",
@@ -141,9 +138,7 @@ def test_html_opens_offline_and_escapes(report):
     assert "<script>alert" not in text
     page = Page()
     page.feed(text)
-    assert not [
-        tag for tag, attrs in page.tags if "src" in attrs or tag == "link" or "http" in str(attrs.get("href"))
-    ]
+    assert not [tag for tag, attrs in page.tags if "src" in attrs or tag == "link" or "http" in str(attrs.get("href"))]
     assert sum(attrs.get("data-status") is not None for _, attrs in page.tags) == len(RESULTS)
 
 

@@ -24,8 +24,7 @@ def results(target, kwargs, ids=IDS, profile="quick"):
 
 def wrong(found, kinds=("law", "contract", "limit", "hardening")):
     return {
-        (result.invariant.removeprefix("interface."), result.case, result.label): result.message
-        or result.reason
+        (result.invariant.removeprefix("interface."), result.case, result.label): result.message or result.reason
         for result in found
         if result.status == "error" or (result.status == "failed" and result.kind in kinds)
     }
@@ -113,10 +112,7 @@ class Sampled(nn.Module):
 
     def forward(self, z):
         d = (z[..., None, :] - self.table).square().sum(-1)
-        if self.training:
-            codes = torch.distributions.Categorical(logits=-d.detach()).sample()
-        else:
-            codes = d.argmin(-1)
+        codes = torch.distributions.Categorical(logits=-d.detach()).sample() if self.training else d.argmin(-1)
         q = self.table[codes]
         return z + (q - z).detach(), codes, F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
 
@@ -155,9 +151,7 @@ def test_the_reference_is_hardened_and_compiles():
     hard = [id_ for id_ in IDS if registry()[id_].kind == "hardening" or registry()[id_].hardening]
     found = results(target, kwargs, tuple(hard), "merge")
     assert not wrong(found)
-    assert {"interface.compiled", "interface.checkpointed"} <= {
-        r.invariant for r in found if r.status == "passed"
-    }
+    assert {"interface.compiled", "interface.checkpointed"} <= {r.invariant for r in found if r.status == "passed"}
 
 
 def test_findings_on_vector_quantize_pytorch():
@@ -185,9 +179,7 @@ def test_first_call_of_kmeans_in_eval_is_found():
 
 def test_masked_loss_of_cosine_is_found_in_the_wrong_space():
     kwargs = {"dim": 8, "codebook_size": 16, "use_cosine_sim": True}
-    found = wrong(
-        results("vector_quantize_pytorch:VectorQuantize", kwargs, ("interface.mask",)), ("contract",)
-    )
+    found = wrong(results("vector_quantize_pytorch:VectorQuantize", kwargs, ("interface.mask",)), ("contract",))
     assert {(case, label) for _, case, label in found} == {
         ("ones", "loss"),
         ("part/train", "loss"),
@@ -210,14 +202,10 @@ def test_a_tensor_left_behind_is_found():
     target = "vqverify.mutants.interface_lifecycle:LeftBehind"
     assert wrong(results(target, {"dim": 4, "codebook_size": 8}, ("interface.device_moves",)))
     assert not wrong(
-        results(
-            "vqverify.reference:VectorQuantizer", {"dim": 4, "codebook_size": 8}, ("interface.device_moves",)
-        )
+        results("vqverify.reference:VectorQuantizer", {"dim": 4, "codebook_size": 8}, ("interface.device_moves",))
     )
 
 
 def test_margins_of_relations_are_finite():
-    found = results(
-        "vqverify.reference:ResidualVQ", {"dim": 4, "codebook_size": 8}, ("interface.row_permutation",)
-    )
+    found = results("vqverify.reference:ResidualVQ", {"dim": 4, "codebook_size": 8}, ("interface.row_permutation",))
     assert all(result.margin is not None and math.isfinite(result.margin) for result in found)

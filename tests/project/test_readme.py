@@ -23,7 +23,11 @@ def test_no_machine_paths_or_registry_hosts_are_committed():
     found = []
     for name in filter(None, files):
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".j2", ".js"} and path.exists() and path != Path(__file__):
+        if (
+            path.suffix in {".py", ".md", ".toml", ".json", ".txt", ".j2", ".js"}
+            and path.exists()
+            and path != Path(__file__)
+        ):
             found += [f"{name}: {line}" for line in path.read_text("utf-8").splitlines() if banned.search(line)]
     assert not found
 

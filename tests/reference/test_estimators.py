@@ -74,9 +74,7 @@ def test_degenerate_rows_follow_the_convention():
     z = torch.tensor([[0.0, 0.0], [1.0, 2.0], [1.0, 2.0], [1.0, 0.0]])
     q = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-2.0, -4.0], [-1.0, 1e-8]])
     g = torch.tensor([[1.0, -1.0]] * 4)
-    assert torch.equal(
-        rotation_vjp(z, q, g), torch.tensor([[1.0, -1.0], [0.0, 0.0], [1.0, -1.0], [1.0, -1.0]])
-    )
+    assert torch.equal(rotation_vjp(z, q, g), torch.tensor([[1.0, -1.0], [0.0, 0.0], [1.0, -1.0], [1.0, -1.0]]))
     one = torch.ones(1, 1)
     assert rotation_vjp(one, -2 * one, one).item() == 1
     assert rotation_vjp(one, 2 * one, one).item() == 2

@@ -37,9 +37,7 @@ def test_hessian_is_exact_on_quadratics_and_second_order_on_cubics():
     gaps = []
     for h in steps:
         near = z + h * (q - z)
-        gaps.append(
-            gradient_gap(lambda x: (x**3).sum(), z, hessian_gradient(lambda x: (x**3).sum(), z, near))
-        )
+        gaps.append(gradient_gap(lambda x: (x**3).sum(), z, hessian_gradient(lambda x: (x**3).sum(), z, near)))
     slope = (gaps[0] / gaps[2]).log10() / 2
     assert torch.allclose(slope, torch.full_like(slope, 2.0), atol=1e-6)
     linear = lambda x: x.sum()  # noqa: E731

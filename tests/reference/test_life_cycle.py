@@ -164,9 +164,7 @@ def test_compiled_rotation_keeps_the_conventions():
 
 
 def _half_batch(rank, world, folder, z, results):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
     layer = VectorQuantizer(4, 8, replacement=2)
     torch.manual_seed(rank)
@@ -194,9 +192,7 @@ def test_two_processes_end_where_one_does(tmp_path):
     z = torch.randn(1, 20, 4)
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
-    workers = [
-        context.Process(target=_half_batch, args=(rank, 2, str(tmp_path), z, results)) for rank in range(2)
-    ]
+    workers = [context.Process(target=_half_batch, args=(rank, 2, str(tmp_path), z, results)) for rank in range(2)]
     for worker in workers:
         worker.start()
     states = dict(results.get(timeout=120) for _ in workers)

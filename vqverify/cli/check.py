@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from vqverify.run.request import Request
     from vqverify.run.runner import Run
 
-AUTOSAVE = (
-    2.0  # seconds between two writes of an unfinished report: what a layer that kills the process leaves
-)
+AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a layer that kills the process leaves
 
 
 @click.command("check")
@@ -62,9 +60,7 @@ AUTOSAVE = (
     metavar="FILE",
     help="Expected failures, with reasons and witnesses.",
 )
-@click.option(
-    "--accept", is_flag=True, help="Append the new failures to the expectations; you write the reasons."
-)
+@click.option("--accept", is_flag=True, help="Append the new failures to the expectations; you write the reasons.")
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),

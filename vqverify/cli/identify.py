@@ -23,8 +23,8 @@ from vqverify.cli.subject import spec_of, subject_options
 )
 def command(**given: Any) -> None:
     """Tell what a layer is: what it claims, what probing found, and the evidence for each."""
-    from vqverify.run.opening import identified
     from vqverify.render import identity
+    from vqverify.run.opening import identified
     from vqverify.subject import open_subject
 
     with words.refusing(traceback=given["traceback"]), warnings.catch_warnings():

@@ -27,8 +27,8 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
 
     WITNESS is a witness file, or REPORT.json#digest (the first digits are enough).
     """
-    from vqverify.run import replay
     from vqverify.render import replay as rendering
+    from vqverify.run import replay
     from vqverify.witness import from_json
 
     with words.refusing(traceback=traceback):
@@ -80,6 +80,4 @@ def _of_report(report: Mapping[str, Any], digest: str, path: str) -> Mapping[str
     there = ", ".join(list(witnesses)[:8]) or "none"
     if not digest:
         raise WitnessError(f"{path} is a report: name one of its witnesses as {path}#DIGEST; it has {there}")
-    raise WitnessError(
-        f"{path} has {'no' if not matching else 'more than one'} witness {digest!r}; it has {there}"
-    )
+    raise WitnessError(f"{path} has {'no' if not matching else 'more than one'} witness {digest!r}; it has {there}")

@@ -21,8 +21,8 @@ from vqverify.cli import outputs, words
 @outputs.output_options
 def command(file: Path, against: Path | None, **given: Any) -> int:
     """Show a JSON report, or turn it into another format; exits as the run that made it did."""
-    from vqverify.run import baseline
     from vqverify.render import changes
+    from vqverify.run import baseline
 
     with words.refusing(traceback=False):
         report = outputs.read(file)

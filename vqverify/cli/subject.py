@@ -32,9 +32,7 @@ _OPTIONS = (
         metavar="NAME=VALUE",
         help="What the layer says it is, as estimator=rotation.",
     ),
-    click.option(
-        "--adapter", metavar="MOD:OBJ", help="How to call the layer, where discovery is not enough."
-    ),
+    click.option("--adapter", metavar="MOD:OBJ", help="How to call the layer, where discovery is not enough."),
     click.option(
         "--as",
         "role",

@@ -89,11 +89,11 @@ def kinds(text: str) -> tuple[str, ...]:
 @contextmanager
 def refusing(*, traceback: bool) -> Generator[None]:
     """Turn what is the user's to mend into one sentence and exit 2; `traceback` shows where it comes from."""
-    from vqverify.subject.claims import ClaimError
-    from vqverify.run.expected import ExpectationError
     from vqverify.invariant import UnknownInvariantError
     from vqverify.report import ReportError
+    from vqverify.run.expected import ExpectationError
     from vqverify.run.request import RequestError
+    from vqverify.subject.claims import ClaimError
     from vqverify.subject.target import TargetError
     from vqverify.witness import WitnessError
 

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DiscoveryError", "discover"]
 
 
-def discover(
-    module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any], *, dtype: torch.dtype
-) -> Plan:
+def discover(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any], *, dtype: torch.dtype) -> Plan:
     """Find how to use a module as a quantizer.
 
     Args:
@@ -54,9 +52,7 @@ def discover(
         trial.close()
 
 
-def _discover(
-    trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, Any], dtype: torch.dtype
-) -> Plan:
+def _discover(trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, Any], dtype: torch.dtype) -> Plan:
     dims, avoid = integers(trial.module, factory, kwargs)
     found, evidence = find_calls(trial, dims, avoid, dtype)
     if not found:
@@ -78,9 +74,7 @@ def _discover(
     bench.plan = replace(plan, calls=calls, warm=warm)
     look = bench.tune()
     if look is not None:
-        odd = not (
-            first.repeats and first.finite and first.constant >= 0.9 and "NOT" not in evidence["codes"]
-        )
+        odd = not (first.repeats and first.finite and first.constant >= 0.9 and "NOT" not in evidence["codes"])
         slots, evidence["codebook"] = find_codebook(bench, look, odd=odd)
         sphere = bool(slots) and all(_on_sphere(bench, slot) for slot in slots)
         bench.plan = replace(bench.plan, slots=slots, sphere=sphere)
@@ -106,9 +100,7 @@ def find_min_n(bench: Bench) -> tuple[int, str]:
     for n in (1, 2, 3, 4, 8, 16, 32, 64):
         z = bench.latents(n, 70)
         if bench.look(z, train=False) is not None and bench.look(z, train=True) is not None:
-            return n, f"{n} latent(s) work in train and eval mode" + (
-                f"; fewer raise {error}" if n > 1 else ""
-            )
+            return n, f"{n} latent(s) work in train and eval mode" + (f"; fewer raise {error}" if n > 1 else "")
         error = bench.trial.error or "nothing, but the shapes are wrong"
     return 1, "no number of latents works in both modes"
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vqverify.subject import capture, state
 from vqverify.bounds import Violation
 from vqverify.discovery.measure import latents
+from vqverify.quantizer import Domain, Quantized, Spec
+from vqverify.subject import capture, state
 from vqverify.subject.layer import Layer
 from vqverify.subject.plan import Plan, enter, leave
-from vqverify.quantizer import Domain, Quantized, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,9 +57,7 @@ class Bench:
         """Generic latents (n, D), of a size that reaches many codes."""
         return self.scale * latents(n, self.plan.dim, self.dtype, seed)
 
-    def look(
-        self, z: Tensor, *, change: Callable[[], object] | None = None, train: bool | None = None
-    ) -> Look | None:
+    def look(self, z: Tensor, *, change: Callable[[], object] | None = None, train: bool | None = None) -> Look | None:
         """One pass without gradients; None if it raised or its outputs have the wrong shape."""
         train = self.train if train is None else train
         call, n = self.plan.calls[0].at(train=train), len(z)

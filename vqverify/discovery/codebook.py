@@ -67,9 +67,7 @@ def find_codebook(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, .
         text = f"changing rows of {_names(slots)} {EFFECT} (agreement {worst:.2f})"
     elif shared is not None:
         slots = (shared[1],) * levels
-        text = (
-            f"changing rows of {_names(slots[:1])}, which levels share, {EFFECT} (agreement {shared[0]:.2f})"
-        )
+        text = f"changing rows of {_names(slots[:1])}, which levels share, {EFFECT} (agreement {shared[0]:.2f})"
     else:
         return _renumbered(bench, look, odd=odd)
     return as_codes(bench, look, slots, text)
@@ -107,9 +105,7 @@ def _noise(tensor: Tensor, seed: int) -> Tensor:
     return 0.02 * max(scale_of(tensor), 1e-3) * noise
 
 
-def _changed(
-    bench: Bench, look: Look, slot: Slot, rows: Tensor, seed: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def _changed(bench: Bench, look: Look, slot: Slot, rows: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Noise on some rows of a slot: which latents' z_q change (N,), by how much (N, D), the noise (K, Dc)."""
     bench.reset()
     stored = view(bench.trial.module, slot)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqverify.subject import made
-from vqverify.subject import capture
 from vqverify.discovery.measure import differs, scale_of
+from vqverify.subject import capture, made
 from vqverify.subject.state import all_tensors
 
 if TYPE_CHECKING:
@@ -53,10 +52,7 @@ def _scale_free(bench: Bench, look: Look, slot: Slot) -> bool:
         stored.mul_(grow.to(stored))
 
     after = bench.look(look.z, change=change)
-    return (
-        after is not None
-        and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
-    )
+    return after is not None and float(differs(look.z_q, after.z_q, 1e-4 * scale_of(look.z_q)).double().mean()) < 0.05
 
 
 def effective(bench: Bench, slot: Slot) -> Tensor:
@@ -75,9 +71,7 @@ def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor) -> bool:
     return made.holds(record, want, level, look.codes.shape[1], capture.COARSE * spread)
 
 
-def _computed(
-    bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]
-) -> tuple[Slot, ...]:
+def _computed(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> tuple[Slot, ...]:
     """Slots of codes that each pass computes: a tensor of the pass, the same whatever the latents are."""
     other = bench.look(bench.latents(96, 33))
     if look.codes is None or other is None or other.codes is None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqverify.subject import capture
 from vqverify.discovery.codespace import effective
 from vqverify.discovery.measure import scale_of
+from vqverify.subject import capture
 from vqverify.subject.plan import TOKENS, Call, Decoder, arrange, enter, sizes
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def public_methods(module: nn.Module, required: int) -> Iterator[str]:
             continue
         parameters = list(inspect.signature(method).parameters.values())[1:]
         needed = [
-            p
-            for p in parameters
-            if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
+            p for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
         ]
         forced = [p for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
         if len(needed) == required and not forced:
@@ -89,13 +87,7 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
     groups = look.groups if len(call.codes) == 1 else ()
     weaker: tuple[Decoder, str, bool] | None = None
     for form in dict.fromkeys([*own, *FORMS]):
-        levels = (
-            groups
-            if form.count("L") == len(groups)
-            else (look.codes.shape[1],)
-            if form.count("L") == 1
-            else ()
-        )
+        levels = groups if form.count("L") == len(groups) else (look.codes.shape[1],) if form.count("L") == 1 else ()
         if form.count("L") != len(levels) or math.prod(levels) != look.codes.shape[1]:
             continue
         shaped = enter(look.codes.reshape(-1, *levels), form)
@@ -113,11 +105,7 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
                 )
             continue
         value = returned[0]
-        if (
-            not isinstance(value, Tensor)
-            or not value.is_floating_point()
-            or value.numel() != look.z_q.numel()
-        ):
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != look.z_q.numel():
             continue
         output = _matching(look, value, 1e-3, call.z_q.form)
         if output is not None:
@@ -143,9 +131,7 @@ def _matching(look: Look, value: Tensor, tolerance: float, own: str) -> str | No
     for form in dict.fromkeys((own, *OUTPUTS)):
         size = {**sizes(form, n, 1), "D": dim}
         want = arrange(look.z_q, form, size)
-        if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(
-            float(spread), 1e-12
-        ):
+        if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(float(spread), 1e-12):
             return form
     return None
 
@@ -161,11 +147,7 @@ def _proportional(look: Look, value: Tensor, own: str) -> str | None:
 
 def _expected(form: str, value: Tensor) -> str:
     """z_q's own form, or one with the tensor's number of axes."""
-    return (
-        form
-        if len(form) == value.ndim
-        else next((known for known in OUTPUTS if len(known) == value.ndim), form)
-    )
+    return form if len(form) == value.ndim else next((known for known in OUTPUTS if len(known) == value.ndim), form)
 
 
 def _same_values(a: Tensor, b: Tensor) -> bool:

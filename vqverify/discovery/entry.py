@@ -46,9 +46,7 @@ def find_calls(
         if found:
             break
     raised = trial.error
-    if not found and (
-        type(trial.module).forward is nn.Module.forward or raised.startswith("NotImplementedError")
-    ):
+    if not found and (type(trial.module).forward is nn.Module.forward or raised.startswith("NotImplementedError")):
         trial.arguments = {}
         for method in public_methods(trial.module, 1):
             trial.method = method
@@ -56,9 +54,7 @@ def find_calls(
             if found:
                 break
     if found:
-        more = (
-            {"arguments": f"a pass needs {', '.join(required)}, guessed {guess!r}"} if trial.arguments else {}
-        )
+        more = {"arguments": f"a pass needs {', '.join(required)}, guessed {guess!r}"} if trial.arguments else {}
         return found, describe(found) | more
     if trial.calls > trial.raised or required:
         _give_up(trial, dims, required)
@@ -134,20 +130,14 @@ def describe(found: list[Candidate]) -> dict[str, str]:
     text = f"{names} with D = {best.grid.dim}: "
     if best.leak:
         little = ", though little" if not best.spill else ""
-        text += (
-            f"the right shape, but replacing one latent changed {best.leak:.0%} of the other places{little}"
-        )
+        text += f"the right shape, but replacing one latent changed {best.leak:.0%} of the other places{little}"
     else:
         text += (
-            "replacing one latent changes no other place of the output"
-            if best.reach
-            else "no input changes the output"
+            "replacing one latent changes no other place of the output" if best.reach else "no input changes the output"
         )
     place = ".".join(map(str, best.z_q.path)) or "the output itself"
     constant = (
-        "piecewise constant"
-        if best.constant >= 0.9
-        else f"NOT piecewise constant ({best.constant:.0%} of latents)"
+        "piecewise constant" if best.constant >= 0.9 else f"NOT piecewise constant ({best.constant:.0%} of latents)"
     )
     value = dict(best.returned)[best.z_q.path]
     finite = "" if best.finite else ", NOT finite"

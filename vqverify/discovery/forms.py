@@ -137,9 +137,7 @@ def _subsets(values: list[int]) -> Iterator[list[int]]:
         yield [value for bit, value in enumerate(values) if mask >> bit & 1]
 
 
-def integers(
-    module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any]
-) -> tuple[list[int], set[int]]:
+def integers(module: nn.Module, factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> tuple[list[int], set[int]]:
     """Every size that could be D, likeliest first, and every size that probes must avoid."""
     given = list(_ints(kwargs))
     try:
@@ -148,9 +146,7 @@ def integers(
         defaults = []
     shapes = [size for tensor in all_tensors(module).values() for size in tensor.shape]
     sums = [
-        math.prod(tensor.shape)
-        for tensor in all_tensors(module).values()
-        if tensor.ndim == 2 and tensor.numel() < 4096
+        math.prod(tensor.shape) for tensor in all_tensors(module).values() if tensor.ndim == 2 and tensor.numel() < 4096
     ]
     named = [value for value in _ints(defaults) if value in shapes]
     logs = [value.bit_length() - 1 for value in given if value > 1 and value & (value - 1) == 0]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify.subject import state
 from vqverify.discovery.forms import LAYOUTS, Grid, grid
 from vqverify.discovery.measure import differs, latents, pull_sum, scale_of
 from vqverify.discovery.trial import Path, Trial
+from vqverify.subject import state
 from vqverify.subject.plan import Output
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
     finally:
         trial.base = cold
     return (
-        found
-        if again is None or (again.spill, again.leak) >= (found.spill, found.leak)
-        else replace(again, warm=True)
+        found if again is None or (again.spill, again.leak) >= (found.spill, found.leak) else replace(again, warm=True)
     )
 
 

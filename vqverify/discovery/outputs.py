@@ -34,9 +34,7 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
     """
     where = found.grid
     whole = [
-        (path, value)
-        for path, value in found.returned
-        if not value.is_floating_point() and value.dtype != torch.bool
+        (path, value) for path, value in found.returned if not value.is_floating_point() and value.dtype != torch.bool
     ]
     groups = _families(where, whole, "L")
     kind = "integers"
@@ -80,9 +78,7 @@ def is_function(codes: Tensor, z_q: Tensor) -> bool:
     return bool((gap <= 1e-3 * scale_of(z_q)).all())
 
 
-def _families(
-    where: Grid, values: list[tuple[Path, Tensor]], letter: str
-) -> list[list[tuple[Output, Tensor]]]:
+def _families(where: Grid, values: list[tuple[Path, Tensor]], letter: str) -> list[list[tuple[Output, Tensor]]]:
     """Outputs that can hold codes; tensors of one shape side by side in a list are one a level."""
     fitting = [
         (Output(path, form), value)
@@ -93,9 +89,9 @@ def _families(
     families: dict[object, list[tuple[Output, Tensor]]] = {}
     for output, value in fitting:
         inside = len(output.path) > 1 and isinstance(output.path[-1], int)
-        families.setdefault(
-            (output.path[:-1], output.form, value.shape) if inside else output.path, []
-        ).append((output, value))
+        families.setdefault((output.path[:-1], output.form, value.shape) if inside else output.path, []).append(
+            (output, value)
+        )
     return list(families.values())
 
 
@@ -114,9 +110,7 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
     returned = trial.run(where.put(leaf), train=True, grad=True) or trial.run(where.put(leaf), grad=True)
     if returned is None:
         return (), f"no pass with gradients could be made: {trial.error}"
-    weights = [
-        t for t in all_tensors(trial.module).values() if t.requires_grad and t.is_leaf and t.numel() > 1
-    ]
+    weights = [t for t in all_tensors(trial.module).values() if t.requires_grad and t.is_leaf and t.numel() > 1]
     outputs: list[Output] = []
     gradients: list[Tensor] = []
     metrics: list[Path] = []
@@ -158,9 +152,7 @@ def _gradient(value: Tensor, leaves: list[Tensor]) -> Tensor | None:
     reached = cast("tuple[Tensor | None, ...]", grads)
     if not any(grad is not None for grad in reached):
         return None
-    parts = [
-        torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(reached, leaves, strict=True)
-    ]
+    parts = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(reached, leaves, strict=True)]
     return torch.cat([part.detach().reshape(-1).double() for part in parts])
 
 

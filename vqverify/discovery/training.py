@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqverify.subject import state
 from vqverify.discovery.codespace import effective, view
+from vqverify.subject import state
 from vqverify.subject.plan import Slot, enter
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ def _pass(bench: Bench, step: int) -> bool:
 
 def _flags(before: dict[str, object], after: dict[str, object]) -> list[str]:
     """Names of single truth values that went from off to on."""
-    return [
-        name for name, value in after.items() if _truth(before.get(name)) is False and _truth(value) is True
-    ]
+    return [name for name, value in after.items() if _truth(before.get(name)) is False and _truth(value) is True]
 
 
 def _truth(value: object) -> bool | None:
@@ -73,9 +71,7 @@ def _truth(value: object) -> bool | None:
 
 
 def _values(module: nn.Module) -> dict[str, object]:
-    found: dict[str, object] = {
-        name: tensor.detach().clone() for name, tensor in state.all_tensors(module).items()
-    }
+    found: dict[str, object] = {name: tensor.detach().clone() for name, tensor in state.all_tensors(module).items()}
     for prefix, child in module.named_modules():
         for name, value in vars(child).items():
             if name != "training" and (value is None or isinstance(value, bool | int | float)):
@@ -174,9 +170,7 @@ def _counts(codes: Tensor, size: int) -> Tensor:
 
 
 def _sums(z: Tensor, codes: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, z.shape[1], dtype=torch.float64).index_add_(
-        0, codes.clamp(0, size - 1), z.double()
-    )
+    return torch.zeros(size, z.shape[1], dtype=torch.float64).index_add_(0, codes.clamp(0, size - 1), z.double())
 
 
 def _latents(out: Quantized) -> list[Tensor]:

@@ -99,9 +99,7 @@ class Trial:
         self.integers |= any(not tensor.is_floating_point() and tensor.numel() > 1 for _, tensor in found)
         return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]
 
-    def guarded(
-        self, method: str, *args: Any, grad: bool = False, seed: int = 1, **more: Any
-    ) -> tuple[Any] | None:
+    def guarded(self, method: str, *args: Any, grad: bool = False, seed: int = 1, **more: Any) -> tuple[Any] | None:
         """What a method returns, in a tuple; None if it raised."""
         self.calls += 1
         self.error = ""

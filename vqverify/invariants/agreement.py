@@ -46,9 +46,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     """Bitwise equality of shape, dtype and values; NaN equals NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a, b) or bool(
-        ((a == b) | (a.isnan() & b.isnan())).all() if a.is_floating_point() else False
-    )
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all() if a.is_floating_point() else False)
 
 
 def agree(
@@ -88,9 +86,7 @@ def agree(
         seen = list(views(again))
         bound = bound + value_bound(subject, books(subject))
         if _comparable(subject, want, seen):
-            drifts = np.cumsum(
-                [np.zeros(len(want.z.tensor)), *(_estimator(subject, view) for view in seen)], axis=0
-            )
+            drifts = np.cumsum([np.zeros(len(want.z.tensor)), *(_estimator(subject, view) for view in seen)], axis=0)
             yield from _regrets(subject, want=want, got=got, seen=seen, drifts=drifts[:, index], index=index)
             drift = drifts[-1][index]
         else:
@@ -229,11 +225,7 @@ def _stable(subject: Quantizer, case: Case, want: Quantized) -> Flags:
 
 def _losses(subject: Quantizer, want: Quantized, got: Quantized, drift: float) -> Iterator[Clause]:
     """Whether two passes over the same latents have the same loss, up to the order of summation."""
-    if (
-        want.loss is None
-        or got.loss is None
-        or [x.shape for x in want.losses] != [x.shape for x in got.losses]
-    ):
+    if want.loss is None or got.loss is None or [x.shape for x in want.losses] != [x.shape for x in got.losses]:
         return
     a, b = float(want.loss.detach().double()), float(got.loss.detach().double())
     if np.isfinite(a):  # rows of loss judge the value itself
@@ -259,6 +251,4 @@ def learnt_agree(
         if bool(a.isfinite().all()):
             scale = float(a.double().abs().max()) + n * size if a.numel() else 0.0
             bound = STEPS * (n + subject.domain.dim) * roundoff(subject) * scale
-            yield within(
-                (a.double() - b.double()).abs(), bound, "state", "codebook or accumulators after the step"
-            )
+            yield within((a.double() - b.double()).abs(), bound, "state", "codebook or accumulators after the step")

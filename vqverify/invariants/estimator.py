@@ -9,7 +9,6 @@ import torch
 
 from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
-from vqverify.subject.families import CORRECT
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import (
     SAFE,
@@ -17,17 +16,18 @@ from vqverify.invariants.measure import (
     View,
     array,
     norms,
+    paths,
     rotation_law_bound,
     roundoff,
     sigma,
     tiny,
     traced,
     trait,
-    paths,
 )
 from vqverify.invariants.rotation import cotangents, received
-from vqverify.subject.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
+from vqverify.subject.families import CORRECT
+from vqverify.subject.layer import guarded
 
 LINEAR = ("straight-through", "rotation")
 SURROGATES = {family.name: family for family in CORRECT}
@@ -41,12 +41,26 @@ def _law_bound(subject: Quantizer, view: View, u: float) -> Array:
 
 
 @invariant(
-    "estimator.jacobian", follows=(
-        "honesty.traits[estimator]", "rotation.angle", "rotation.norm", "rotation.determinant", "estimator.local", "estimator.linear",
+    "estimator.jacobian",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.angle",
+        "rotation.norm",
+        "rotation.determinant",
+        "estimator.local",
+        "estimator.linear",
         "estimator.detached",
     ),
-    source="000 §4, 001 §2; theory T1, T9", needs=("levels", "estimator=straight-through|rotation"), state="both",
-    mutants=("rotation_transposed", "rotation_unscaled", "silent_straight_through", "rotation_reflection", "straight_through_scaled"),
+    source="000 §4, 001 §2; theory T1, T9",
+    needs=("levels", "estimator=straight-through|rotation"),
+    state="both",
+    mutants=(
+        "rotation_transposed",
+        "rotation_unscaled",
+        "silent_straight_through",
+        "rotation_reflection",
+        "straight_through_scaled",
+    ),
     hint="compare with the surrogate row by row: identity for straight-through, λRᵀg for the rotation.",
 )
 def jacobian(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -63,11 +77,20 @@ def jacobian(subject: Quantizer, case: Case) -> Iterator[Clause]:
             z, q, g = view.z[keep], view.q[keep], g[keep]
             want = family.vjp(z, q, g)
             scale = np.ones(len(z)) if family.name == "straight-through" else norms(q) / norms(z)
-            yield within(norms(got - want), scale * norms(g) * bound[keep], "jacobian", f"|Jᵀg − {family.name}| at level {view.index}")
+            yield within(
+                norms(got - want),
+                scale * norms(g) * bound[keep],
+                "jacobian",
+                f"|Jᵀg − {family.name}| at level {view.index}",
+            )
 
 
 @invariant(
-    "estimator.no_bypass", source="definition of a bottleneck; theory T34", needs=("levels",), state="both", mutants=("gradient_bypass",),
+    "estimator.no_bypass",
+    source="definition of a bottleneck; theory T34",
+    needs=("levels",),
+    state="both",
+    mutants=("gradient_bypass",),
     hint="nothing but the codes may carry gradient: look for a latent added back to z_q, with or without a detached twin.",
 )
 def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -87,17 +110,22 @@ def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
             handle.remove()
     # cutting is exact: what is left over is a path of its own
     allowed = 4 * roundoff(subject) * norms(array(g))
-    yield within(norms(around)[finite_rows], allowed[finite_rows], "bypass", "gradient that reaches z with every code cut off")
+    yield within(
+        norms(around)[finite_rows], allowed[finite_rows], "bypass", "gradient that reaches z with every code cut off"
+    )
 
 
 @invariant(
-    "estimator.local", source="definition; theory T1", needs=("estimator!=none", "deterministic"), mutants=("gradient_centred",),
+    "estimator.local",
+    source="definition; theory T1",
+    needs=("estimator!=none", "deterministic"),
+    mutants=("gradient_centred",),
     hint="norms and dot products run over the features of one latent, not over the batch.",
 )
 def local(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A latent's gradient depends on its own cotangent alone."""
     n = len(case.z)
-    if n < 2:  # noqa: PLR2004
+    if n < 2:
         return
     out = subject.forward(case.z, train=True, seed=case.seed)
     g = torch.ones_like(case.g) + case.g
@@ -108,7 +136,10 @@ def local(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "estimator.linear", source="definition; theory T1", needs=("estimator!=none",), mutants=("gradient_clipped",),
+    "estimator.linear",
+    source="definition; theory T1",
+    needs=("estimator!=none",),
+    mutants=("gradient_clipped",),
     hint="a Jacobian is linear in the cotangent: no clipping, no normalisation of gradients inside the layer.",
 )
 def linear(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -119,7 +150,9 @@ def linear(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for factor in (2.0, -1.0, 1024.0):
         scaled = array(subject.vjp(out, factor * case.g))
         yield within(
-            norms(scaled - factor * once)[fine], abs(factor) * norms(once)[fine] * roundoff(subject) * 4 + tiny(subject), "linear",
+            norms(scaled - factor * once)[fine],
+            abs(factor) * norms(once)[fine] * roundoff(subject) * 4 + tiny(subject),
+            "linear",
             f"J({factor:g}g) − {factor:g}J(g)",
         )
 
@@ -132,7 +165,11 @@ def on_codes(subject: Quantizer, case: Case) -> Iterator[tuple[Quantized, View, 
     """
     out = traced(subject, case)
     u = roundoff(subject)
-    if trait(subject, "settable") and len(out.levels) == 1 and not any(len(_same(view)) for view in paths(subject, out)):
+    if (
+        trait(subject, "settable")
+        and len(out.levels) == 1
+        and not any(len(_same(view)) for view in paths(subject, out))
+    ):
         for view in paths(subject, out):
             book = view.codebook.copy()
             count = min(len(book), len(view.z))
@@ -151,12 +188,16 @@ def on_codes(subject: Quantizer, case: Case) -> Iterator[tuple[Quantized, View, 
 
 def _same(view: View) -> Array:
     """Rows whose latent is its code, up to the rounding of a normalisation."""
-    return np.flatnonzero((norms(view.z - view.q) <= 1e-5 * norms(view.q)) & (view.k >= 0))  # noqa: PLR2004
+    return np.flatnonzero((norms(view.z - view.q) <= 1e-5 * norms(view.q)) & (view.k >= 0))
 
 
 @invariant(
-    "estimator.consistent", follows=("estimator.jacobian", "estimator.detached"), source="theory T13", needs=("levels", "estimator=straight-through|rotation|hessian", "codebook"),
-    corners=("on-code", "single"), mutants=("straight_through_scaled", "rotation_differentiated"),
+    "estimator.consistent",
+    follows=("estimator.jacobian", "estimator.detached"),
+    source="theory T13",
+    needs=("levels", "estimator=straight-through|rotation|hessian", "codebook"),
+    corners=("on-code", "single"),
+    mutants=("straight_through_scaled", "rotation_differentiated"),
     hint="where the latent is its code, nothing is to be estimated: J = I. Factors inside the graph lose the radial gradient.",
 )
 def consistent(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -164,11 +205,16 @@ def consistent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for out, view, keep, bound in on_codes(subject, case):
         g = cotangents(subject, case, view)
         got = received(subject, out, view, g)[keep]
-        yield within(norms(got - g[keep]), norms(g[keep]) * bound, "identity", f"|Jᵀg − g| where z = q, level {view.index}")
+        yield within(
+            norms(got - g[keep]), norms(g[keep]) * bound, "identity", f"|Jᵀg − g| where z = q, level {view.index}"
+        )
 
 
 @invariant(
-    "estimator.finite", source="theory T6", state="both", corners=("zero", "on-code", "antiparallel", "tie", "single", "duplicates", "parallel"),
+    "estimator.finite",
+    source="theory T6",
+    state="both",
+    corners=("zero", "on-code", "antiparallel", "tie", "single", "duplicates", "parallel"),
     mutants=("rotation_unguarded",),
     hint="0/0 at z = 0 and z = −q, a root differentiated at 0: guard the degenerate rows with a stated convention.",
 )
@@ -184,7 +230,9 @@ def finite(subject: Quantizer, case: Case) -> Iterator[Clause]:
             with guarded("backward of the loss"):
                 (pulled,) = torch.autograd.grad(loss.sum(), out.z.tensor, retain_graph=True, allow_unused=True)
             if pulled is not None:
-                yield holds(bool(torch.isfinite(pulled).all()), "loss gradient", f"the gradient of loss {index} is not finite")
+                yield holds(
+                    bool(torch.isfinite(pulled).all()), "loss gradient", f"the gradient of loss {index} is not finite"
+                )
 
 
 def _rows(values: Array) -> str:
@@ -193,7 +241,10 @@ def _rows(values: Array) -> str:
 
 
 @invariant(
-    "estimator.detached", source="theory T4", needs=("estimator=straight-through|rotation", "levels"), mutants=("rotation_differentiated",),
+    "estimator.detached",
+    source="theory T4",
+    needs=("estimator=straight-through|rotation", "levels"),
+    mutants=("rotation_differentiated",),
     hint="R and λ are constants of the backward pass: detach them, or a second differentiation runs through them.",
 )
 def detached(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -218,7 +269,11 @@ def detached(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "estimator.same_in_eval", kind="contract", source="definition", needs=("estimator=straight-through|rotation",), state="both",
+    "estimator.same_in_eval",
+    kind="contract",
+    source="definition",
+    needs=("estimator=straight-through|rotation",),
+    state="both",
     mutants=("estimator_other_in_eval",),
     hint="eval may return the code without a gradient, or the same estimator: anything else surprises who differentiates in eval.",
 )
@@ -238,7 +293,8 @@ def same_in_eval(subject: Quantizer, case: Case) -> Iterator[Clause]:
     u = roundoff(subject)
     z, q = array(case.z), array(plain.z_q.rows)
     relative = np.minimum(rotation_law_bound(z, q, u) * 4 + 64 * u, 10.0)
-    keep = (relative < SAFE) & (sigma(z, q) > 0.1)  # noqa: PLR2004
+    keep = (relative < SAFE) & (sigma(z, q) > 0.1)
     if keep.any():
-        yield within(norms(a - b)[keep], (norms(a) + norms(b))[keep] * relative[keep], "eval", "|Jᵀg in train − in eval|")
-
+        yield within(
+            norms(a - b)[keep], (norms(a) + norms(b))[keep] * relative[keep], "eval", "|Jᵀg in train − in eval|"
+        )

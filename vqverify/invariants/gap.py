@@ -10,7 +10,7 @@ from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.estimator import SURROGATES, on_codes
-from vqverify.invariants.measure import SAFE, Array, array, norms, rotation_law_bound, roundoff, traced, trait, paths
+from vqverify.invariants.measure import SAFE, Array, array, norms, paths, rotation_law_bound, roundoff, traced, trait
 from vqverify.invariants.rotation import received
 from vqverify.quantizer import Quantizer
 from vqverify.symbolic import oracles
@@ -50,7 +50,9 @@ def _measured(subject: Quantizer, case: Case, *, tight: bool) -> Iterator[Clause
         else:
             allowed = oracles.gap_bound_ste(KAPPA, h)
             scale = np.ones(len(z))
-        rounding = relative * scale * norms(g_q) + 8 * np.finfo(float).eps * (norms(g_q) + KAPPA * (norms(z) + norms(q)))
+        rounding = relative * scale * norms(g_q) + 8 * np.finfo(float).eps * (
+            norms(g_q) + KAPPA * (norms(z) + norms(q))
+        )
         if tight:
             yield within(gap - allowed, rounding, "tight", f"gap − bound on the tight family, level {view.index}")
         else:
@@ -66,7 +68,11 @@ def _plane(z: Array, q: Array, g: Array) -> Array:
 
 
 @invariant(
-    "gap.bound", follows=("estimator.jacobian", "honesty.traits[estimator]"), source="001 §3.2, eq. 14; theory T9, T10", needs=NEEDS, corners=CORNERS,
+    "gap.bound",
+    follows=("estimator.jacobian", "honesty.traits[estimator]"),
+    source="001 §3.2, eq. 14; theory T9, T10",
+    needs=NEEDS,
+    corners=CORNERS,
     mutants=("rotation_transposed", "rotation_unscaled", "straight_through_scaled"),
     hint="a gap above the bound means that the Jacobian is not the declared one: scaled, transposed or missing.",
 )
@@ -76,7 +82,11 @@ def bound(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "gap.tight", follows=("estimator.jacobian", "honesty.traits[estimator]"), source="theory T9, T10 (equality)", needs=NEEDS, corners=CORNERS,
+    "gap.tight",
+    follows=("estimator.jacobian", "honesty.traits[estimator]"),
+    source="theory T9, T10 (equality)",
+    needs=NEEDS,
+    corners=CORNERS,
     mutants=("rotation_transposed", "rotation_unscaled", "silent_straight_through", "straight_through_scaled"),
     hint="on the decoder that makes the bound an equality, a smaller gap is as wrong as a larger one: another estimator is at work.",
 )
@@ -86,7 +96,11 @@ def tight(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "gap.zero_quantisation", follows=("estimator.jacobian", "honesty.traits[estimator]"), source="theory T13", needs=(*NEEDS, "codebook"), corners=("on-code", "single"),
+    "gap.zero_quantisation",
+    follows=("estimator.jacobian", "honesty.traits[estimator]"),
+    source="theory T13",
+    needs=(*NEEDS, "codebook"),
+    corners=("on-code", "single"),
     mutants=("straight_through_scaled", "rotation_differentiated"),
     hint="no quantization error, no gap: J must be the identity at z = q.",
 )

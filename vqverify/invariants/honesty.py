@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from vqverify.bounds import Clause, holds
 from vqverify.case import Case
-from vqverify.subject.claims import honesty
 from vqverify.invariant import Undetermined, invariant
 from vqverify.quantizer import Quantizer
+from vqverify.subject.claims import honesty
 
 
 def claimed(subject: Quantizer) -> tuple[str, ...]:
@@ -17,7 +17,11 @@ def claimed(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "honesty.traits", source="design: claims and identification", mode="table", parts=claimed, corners=("single",),
+    "honesty.traits",
+    source="design: claims and identification",
+    mode="table",
+    parts=claimed,
+    corners=("single",),
     mutants=("silent_straight_through",),
     hint="the layer is not what its arguments say: an option that is read and not acted on, or acted on the other way round.",
 )

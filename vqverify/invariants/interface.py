@@ -138,8 +138,7 @@ def finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
     parts=modes,
     corners=("single", "on-code", "unit"),
     mutants=("codes_off_by_one", "returns_double"),
-    hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is "
-    "returned.",
+    hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is returned.",
 )
 def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """z_q has z's shape, dtype and device, and the loss is a scalar.
@@ -197,9 +196,7 @@ def generators(subject: Quantizer, case: Case) -> Iterator[Clause]:
     Two seeds leave different streams behind, and one seed leaves the same stream twice.
     """
     train = case.part == "train"
-    after = [
-        _streams(subject, case, seed, train=train) for seed in (case.seed + 1, case.seed + 2, case.seed + 1)
-    ]
+    after = [_streams(subject, case, seed, train=train) for seed in (case.seed + 1, case.seed + 2, case.seed + 1)]
     for name in after[0]:
         first, other, again = (streams[name] for streams in after)
         yield holds(

@@ -127,16 +127,10 @@ def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
         return
     part = select(got, rows)
     cotangents = torch.zeros_like(z).index_copy_(0, rows, case.g[rows])
-    if (
-        train
-        and still(subject)
-        and (want.codes is None or part.codes is None or torch.equal(want.codes, part.codes))
-    ):
+    if train and still(subject) and (want.codes is None or part.codes is None or torch.equal(want.codes, part.codes)):
         yield from learnt_agree(subject, moved, learnt(subject), n, float(z[rows].abs().max()))
         if kind == "part":
-            yield from _gradients(
-                subject, case, want=sent, got=received(got, cotangents), rows=rows, out=want
-            )
+            yield from _gradients(subject, case, want=sent, got=received(got, cotangents), rows=rows, out=want)
     yield from agree(subject, _kept(case, rows), want, part, train=train)
 
 
@@ -153,9 +147,7 @@ def _gradients(
     yield holds(not got[dropped].any(), "gradient of padding", "a masked latent receives a gradient")
     z, q = array(out.z.rows), array(out.z_q.rows)
     u = roundoff(subject)
-    relative = (
-        rotation_law_bound(z, q, u) if trait(subject, "estimator") != "straight-through" else 0 * norms(z)
-    )
+    relative = rotation_law_bound(z, q, u) if trait(subject, "estimator") != "straight-through" else 0 * norms(z)
     size = norms(array(want)) + norms(array(case.g[rows])) * (1 + norms(q) / (norms(z) + 1e-30))
     keep = relative < SAFE
     error = norms(array(want) - array(got[rows]))
@@ -168,11 +160,7 @@ def flags(subject: Quantizer) -> tuple[str, ...]:
     built = parameters(type(subject.module))
     called = parameters(method(subject))
     return (
-        *(
-            name
-            for name, value in built.items()
-            if isinstance(subject.spec.kwargs.get(name, value.default), bool)
-        ),
+        *(name for name, value in built.items() if isinstance(subject.spec.kwargs.get(name, value.default), bool)),
         *(f"forward {name}" for name, value in called.items() if value.default is not value.empty),
     )
 
@@ -220,15 +208,11 @@ def _of_forward(subject: Quantizer, case: Case, name: str) -> Iterator[Clause]:
     default = parameters(method(subject))[name].default
     want = subject.forward(case.z, train=False, seed=case.seed, grad=False)
     prepare(subject, case)
-    got = subject.forward(
-        case.z, train=False, seed=case.seed, grad=False, via=lambda f, x: f(x, **{name: default})
-    )
+    got = subject.forward(case.z, train=False, seed=case.seed, grad=False, via=lambda f, x: f(x, **{name: default}))
     yield from agree(subject, case, want, got, train=False)
     if isinstance(default, bool):
         for train in (True, False):
             try:
-                subject.forward(
-                    case.z, train=train, seed=case.seed, via=lambda f, x: f(x, **{name: not default})
-                )
+                subject.forward(case.z, train=train, seed=case.seed, via=lambda f, x: f(x, **{name: not default}))
             except Violation as violation:
                 yield _refused(violation, f"{name}={not default} of a pass")

@@ -90,14 +90,10 @@ def checkpointed(subject: Quantizer, case: Case) -> Iterator[Clause]:
     want = received(subject.forward(case.z, train=True, seed=case.seed), case.g)
     moved = learnt(subject)
     prepare(subject, case)
-    out = subject.forward(
-        case.z, train=True, seed=case.seed, via=lambda f, x: checkpoint(f, x, use_reentrant=False)
-    )
+    out = subject.forward(case.z, train=True, seed=case.seed, via=lambda f, x: checkpoint(f, x, use_reentrant=False))
     got = received(out, case.g)
     size = norms(array(want)).max(initial=0.0)
     for a, b in zip(moved, learnt(subject), strict=True):
         yield holds(same(a, b), "state", "the codebook or its accumulators moved twice in one step")
     bound = STEPS * roundoff(subject) * size
-    yield within(
-        norms(array(got) - array(want)), bound, "gradient", "gradient under checkpointing, less the plain one"
-    )
+    yield within(norms(array(got) - array(want)), bound, "gradient", "gradient under checkpointing, less the plain one")

@@ -47,9 +47,7 @@ def repeating_modes(subject: Quantizer) -> tuple[str, ...]:
 
 def still(subject: Quantizer) -> bool:
     """Whether a step replaces no code, so that it is the same for the same latents in any order."""
-    return trait(subject, "replacement", default="none") == "none" and trait(
-        subject, "deterministic", default=False
-    )
+    return trait(subject, "replacement", default="none") == "none" and trait(subject, "deterministic", default=False)
 
 
 def value_modes(subject: Quantizer) -> tuple[str | None, ...]:
@@ -90,8 +88,7 @@ def without_loss(out: Quantized) -> Quantized:
     parts=repeating_modes,
     corners=("on-code", "unit", "tie"),
     mutants=("sums_lose_duplicates",),
-    hint="a layout mistake, or something that looks at a latent's place: reshape for permute, a window, "
-    "z[0].",
+    hint="a layout mistake, or something that looks at a latent's place: reshape for permute, a window, z[0].",
     follows=("interface.eval_pure",),
 )
 def row_permutation(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -149,8 +146,7 @@ def groupings(subject: Quantizer) -> tuple[str, ...]:
     parts=groupings,
     corners=("generic", "on-code", "unit"),
     mutants=("loss_summed_over_batch", "learns_first_entry"),
-    hint="reduce losses and statistics over all token axes together; a mean over one axis depends on the "
-    "grouping.",
+    hint="reduce losses and statistics over all token axes together; a mean over one axis depends on the grouping.",
 )
 def regroup(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The same latents in another grouping or layout give the same codes, loss and state."""

@@ -67,8 +67,7 @@ def broken_parts(subject: Quantizer) -> tuple[str, ...]:
     parts=broken_parts,
     corners=("generic", "on-code"),
     mutants=("absorbs_nan",),
-    hint="drop latents that are not finite from the sums and counts of the update, or refuse them with an "
-    "error.",
+    hint="drop latents that are not finite from the sums and counts of the update, or refuse them with an error.",
 )
 def nonfinite_contained(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A NaN or infinite latent changes no other result and poisons no code; or the layer refuses it."""
@@ -86,9 +85,7 @@ def nonfinite_contained(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(condition=True, label="refused", message="")
         return
     clean = all(bool(tensor.isfinite().all()) for tensor in learnt(subject))
-    yield holds(
-        clean, "poisoned", f"after a latent with {name} the codebook or its accumulators are not finite"
-    )
+    yield holds(clean, "poisoned", f"after a latent with {name} the codebook or its accumulators are not finite")
     rows = torch.arange(1, len(bad))
     yield from agree(subject, case, want, select(got, rows), train=train, rows=rows)
 
@@ -106,8 +103,7 @@ def bad_parts(subject: Quantizer) -> tuple[str, ...]:
     parts=bad_parts,
     corners=("generic",),
     mutants=("broadcasts_silently",),
-    hint="view(-1, D) takes any width that divides, broadcasting takes width 1, and a negative index "
-    "wraps around.",
+    hint="view(-1, D) takes any width that divides, broadcasting takes width 1, and a negative index wraps around.",
 )
 def rejects_bad_input(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Latents of a wrong width, integers that would be truncated, and codes out of range raise an error."""
@@ -115,21 +111,15 @@ def rejects_bad_input(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if case.part == "dim":
         for width in sorted({1, d + 1, 2 * d} - {d}):
             wide = z.repeat(1, 2 + width // d)[:, :width]
-            yield holds(
-                not _accepts(subject, wide), "dim", f"latents of width {width} pass in silence, D is {d}"
-            )
+            yield holds(not _accepts(subject, wide), "dim", f"latents of width {width} pass in silence, D is {d}")
     elif case.part == "integer":
         yield from _integers(subject, case)
     elif len(case.z) and (size := _size(subject)):
         method = (case.part or "").removeprefix("codes of ")
         like = subject.forward(z[:1].repeat(subject.domain.min_n, 1), seed=case.seed, grad=False).codes
         for wrong in (size, -2):
-            taken = like is not None and _returns(
-                lambda w=wrong: subject.decode(torch.full_like(like, w), method)
-            )
-            yield holds(
-                not taken, "codes", f"{method} takes the code {wrong} in silence, codes are 0..{size - 1}"
-            )
+            taken = like is not None and _returns(lambda w=wrong: subject.decode(torch.full_like(like, w), method))
+            yield holds(not taken, "codes", f"{method} takes the code {wrong} in silence, codes are 0..{size - 1}")
 
 
 def _size(subject: Quantizer) -> int | None:
@@ -161,8 +151,6 @@ def _integers(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(condition=True, label="refused", message="")
         return
     floats = got.z_q.tensor.is_floating_point()
-    yield holds(
-        floats, "integer", f"z_q of integer latents is {got.z_q.tensor.dtype}: its codes are truncated"
-    )
+    yield holds(floats, "integer", f"z_q of integer latents is {got.z_q.tensor.dtype}: its codes are truncated")
     if floats:
         yield from agree(subject, case, want, got, train=False)

@@ -46,8 +46,7 @@ def formats(subject: Quantizer) -> tuple[str, ...]:
     parts=other_layouts,
     corners=("generic", "on-code", "unit"),
     mutants=("image_path_differs",),
-    hint="channels-first needs movedim or permute, before and after; reshape only relabels memory and mixes "
-    "latents.",
+    hint="channels-first needs movedim or permute, before and after; reshape only relabels memory and mixes latents.",
     follows=("interface.eval_pure",),
 )
 def layout(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -99,16 +98,12 @@ def noncontiguous(subject: Quantizer, case: Case) -> Iterator[Clause]:
     groups = entries(case, subject.domain.layouts[0])
     z = case.z
     if case.part == "expanded":
-        alike = (
-            len(z) // groups if "B" in subject.domain.layouts[0] else 1
-        )  # latents along the axis of stride 0
+        alike = len(z) // groups if "B" in subject.domain.layouts[0] else 1  # latents along the axis of stride 0
         z = z[:alike].repeat(len(z) // alike, 1)
     for mode in repeating_modes(subject):
         train = mode == "train"
         prepare(subject, case)
-        want = subject.forward(
-            z, train=train, seed=case.seed, groups=groups, via=lambda f, x: f(x.contiguous())
-        )
+        want = subject.forward(z, train=train, seed=case.seed, groups=groups, via=lambda f, x: f(x.contiguous()))
         prepare(subject, case)
         got = subject.forward(z, train=train, seed=case.seed, groups=groups, via=lambda f, x: f(made(x)))
         yield from agree(subject, case, want, got, train=train)

@@ -17,8 +17,8 @@ from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, sa
 from vqverify.invariants.interface import backward
 from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.measure import array, norms, roundoff, trait
-from vqverify.subject.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
+from vqverify.subject.layer import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,17 +36,13 @@ STATELESS = (nn.Identity, *(kind for kind in vars(nn.modules.activation).values(
     source="Python: a default is evaluated once",
     corners=("generic",),
     mutants=("mutable_default", "state_on_class"),
-    hint="a default argument or a class attribute that is a tensor, module, list or dict is shared by "
-    "every instance.",
+    hint="a default argument or a class attribute that is a tensor, module, list or dict is shared by every instance.",
 )
 def instances_independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Two instances share no module, parameter or buffer, and training one changes no result of the other."""
     one, two = subject.build(), subject.build()
     given = {
-        id(part)
-        for value in subject.spec.kwargs.values()
-        if isinstance(value, nn.Module)
-        for part in _parts(value)
+        id(part) for value in subject.spec.kwargs.values() if isinstance(value, nn.Module) for part in _parts(value)
     }
     common = {id(part): name for name, part in _named(one.module)}
     shared = [name for name, part in _named(two.module) if id(part) in common and id(part) not in given]
@@ -59,15 +55,11 @@ def instances_independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     names = changed(state, two.state())
     after = two.forward(case.z, train=False, seed=case.seed, grad=False)
     yield holds(not names, "state", f"training one instance changed {', '.join(names[:4])} of another")
-    yield holds(
-        same(before.z_q.tensor, after.z_q.tensor), "value", "training one instance changed z_q of another"
-    )
+    yield holds(same(before.z_q.tensor, after.z_q.tensor), "value", "training one instance changed z_q of another")
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, object]]:
-    children = (
-        (name, child) for name, child in module.named_modules() if name and not isinstance(child, STATELESS)
-    )
+    children = ((name, child) for name, child in module.named_modules() if name and not isinstance(child, STATELESS))
     return chain(children, module.named_parameters(), module.named_buffers())
 
 
@@ -184,9 +176,7 @@ def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for step in range(2):
         with guarded(case.part or "deepcopy"):
             module = (
-                copy.deepcopy(subject.module)
-                if case.part == "deepcopy"
-                else pickle.loads(pickle.dumps(subject.module))  # noqa: S301  (its own bytes)
+                copy.deepcopy(subject.module) if case.part == "deepcopy" else pickle.loads(pickle.dumps(subject.module))  # noqa: S301  (its own bytes)
             )
         twin, when = subject.over(module), "after a training step" if step else "as built"
         differ = changed(subject.state(), twin.state())
@@ -196,21 +186,15 @@ def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
         before = subject.state()
         backward(twin.forward(case.z, train=True, seed=case.seed), case.g)
         leaked = changed(before, subject.state())
-        yield holds(
-            not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original"
-        )
+        yield holds(not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original")
         value = twin.forward(case.z, train=False, seed=case.seed, grad=False)
         before = twin.state()
         for round_ in range(3):
             backward(subject.forward(case.z, train=True, seed=case.seed + round_), case.g)
         leaked = changed(before, twin.state())
-        yield holds(
-            not leaked, "shared", f"training the original changed {', '.join(leaked[:4])} of the copy"
-        )
+        yield holds(not leaked, "shared", f"training the original changed {', '.join(leaked[:4])} of the copy")
         after = twin.forward(case.z, train=False, seed=case.seed, grad=False)
-        yield holds(
-            _close(subject, value, after), "shared value", "training the original changed z_q of the copy"
-        )
+        yield holds(_close(subject, value, after), "shared value", "training the original changed z_q of the copy")
 
 
 def _close(subject: Quantizer, a: Quantized, b: Quantized) -> bool:
@@ -229,8 +213,7 @@ def _close(subject: Quantizer, a: Quantized, b: Quantized) -> bool:
     parts=lambda _: ("result", "training on"),
     corners=CORNERS,
     mutants=("projection_not_saved", "init_flag_lost"),
-    hint="whatever a result depends on belongs in a buffer: flags, moments, step counts, frozen random "
-    "projections.",
+    hint="whatever a result depends on belongs in a buffer: flags, moments, step counts, frozen random projections.",
 )
 def state_round_trip(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A state_dict loaded into a fresh layer gives the same result, and so does training on from it."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqverify.subject import state
 from vqverify.bounds import Clause, Violation, holds, unit_roundoff, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
@@ -20,6 +19,7 @@ from vqverify.invariants.interface_batching import still, train_repeats
 from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.lookup import squared_distances
 from vqverify.invariants.measure import View, norms, trait, views
+from vqverify.subject import state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +45,7 @@ def precision_parts(subject: Quantizer) -> tuple[str, ...]:
     corners=("generic",),
     hardening=("state*",),
     mutants=("hidden_float", "returns_double"),
-    hint="a .float() inside, or a constant made without dtype=, throws away half of the digits; cast the "
-    "result back.",
+    hint="a .float() inside, or a constant made without dtype=, throws away half of the digits; cast the result back.",
 )
 def precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A float64 layer works in float64; in half precision codes are nearest up to it, or the layer raises.
@@ -61,9 +60,7 @@ def precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
     z = case.z.to(dtype)
     if dtype == torch.float64:
         out = twin.forward(z, train=True, seed=case.seed)
-        yield holds(
-            out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a float64 layer is {out.z_q.tensor.dtype}"
-        )
+        yield holds(out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a float64 layer is {out.z_q.tensor.dtype}")
         yield holds(
             not _hides(twin, z, case),
             "hidden",
@@ -80,9 +77,7 @@ def precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
             yield holds(condition=True, label="finite state", message="")
             yield from finite_state(twin, f"after a pass in {name}")
             continue
-        yield holds(
-            out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a {name} layer is {out.z_q.tensor.dtype}"
-        )
+        yield holds(out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a {name} layer is {out.z_q.tensor.dtype}")
         yield from finite_outputs(out)
         for view in views(out) if trait(subject, "deterministic") else ():
             yield _nearest(subject, view, unit_roundoff(dtype))
@@ -109,9 +104,7 @@ def _nearest(subject: Quantizer, view: View, u: float) -> Clause:
 def _hides(twin: Quantizer, z: Tensor, case: Case) -> bool:
     """Whether results follow a coarse step of the state, or of the latents, and not at all a fine one."""
     for of_state in (True, False):
-        base, fine, coarse = (
-            _response(twin, z, case, step, of_state=of_state) for step in (0.0, FINE, COARSE)
-        )
+        base, fine, coarse = (_response(twin, z, case, step, of_state=of_state) for step in (0.0, FINE, COARSE))
         follows = ((coarse - base).abs() > 0.05 * COARSE * base.abs()).double().mean()
         if float(follows) > 0.2:
             return float(((fine - base).abs() > 0.05 * FINE * base.abs()).double().mean()) < 0.02
@@ -144,8 +137,7 @@ def _response(twin: Quantizer, z: Tensor, case: Case, step: float, *, of_state: 
     source="torch.amp: products in bfloat16, state in float32",
     corners=("generic", "on-code"),
     mutants=("state_in_half_under_autocast",),
-    hint="leave autocast for lookup and update: with torch.autocast(device, enabled=False), and "
-    "latents.float().",
+    hint="leave autocast for lookup and update: with torch.autocast(device, enabled=False), and latents.float().",
 )
 def autocast(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Under autocast codes are nearest within bfloat16's bound, and what a layer keeps loses no precision."""

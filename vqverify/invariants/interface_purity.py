@@ -85,9 +85,7 @@ def eval_deterministic(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if a.codes is not None and b.codes is not None:
         yield holds(torch.equal(a.codes, b.codes), "codes", "two eval calls gave different codes")
     for first, second in zip(a.losses, b.losses, strict=False):
-        yield holds(
-            same(first.detach(), second.detach()), "loss", f"two eval calls gave losses {first} and {second}"
-        )
+        yield holds(same(first.detach(), second.detach()), "loss", f"two eval calls gave losses {first} and {second}")
 
 
 @invariant(
@@ -106,9 +104,7 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for grad in (True, False):
         handed: list[tuple[Tensor, Tensor]] = []
 
-        def keep(
-            call: Callable[[Tensor], Any], x: Tensor, handed: list[tuple[Tensor, Tensor]] = handed
-        ) -> Any:
+        def keep(call: Callable[[Tensor], Any], x: Tensor, handed: list[tuple[Tensor, Tensor]] = handed) -> Any:
             z = x * 1  # what an encoder returns: no leaf, so that autograd forbids no writing
             handed.append((z, z.detach().clone()))
             return call(z)
@@ -116,9 +112,7 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
         out = subject.forward(case.z, train=train, seed=case.seed, grad=grad, via=keep)
         backward(out, case.g)
         for z, before in handed:
-            yield holds(
-                same(z.detach(), before), "written", "a pass wrote into the latents that it was given"
-            )
+            yield holds(same(z.detach(), before), "written", "a pass wrote into the latents that it was given")
 
 
 @invariant(
@@ -130,8 +124,7 @@ def input_unchanged(subject: Quantizer, case: Case) -> Iterator[Clause]:
     hardening=("loss",),
     corners=(*CORNERS, "generic"),
     mutants=("returns_buffer", "reuses_output"),
-    hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the "
-    "next call.",
+    hint="return a copy, not a view or an expanded row of the codebook, nor a buffer that is kept for the next call.",
     follows=(
         "interface.eval_pure",
         "interface.eval_deterministic",
@@ -147,21 +140,13 @@ def no_alias(subject: Quantizer, case: Case) -> Iterator[Clause]:
         for tensor in _returned(out, case.part):
             _overwrite(tensor)
         names = changed(before, subject.state())
-        yield holds(
-            not names, "state", f"writing into the returned {case.part} changed {', '.join(names[:4])}"
-        )
+        yield holds(not names, "state", f"writing into the returned {case.part} changed {', '.join(names[:4])}")
         prepare(subject, case) if train else None
-    yield holds(
-        same(first.z_q.tensor, value), "earlier", "a later pass wrote into z_q that was returned before"
-    )
+    yield holds(same(first.z_q.tensor, value), "earlier", "a later pass wrote into z_q that was returned before")
     again = subject.forward(case.z, train=False, seed=case.seed, grad=False)
-    yield holds(
-        same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q"
-    )
+    yield holds(same(again.z_q.tensor, value), "value", f"writing into the returned {case.part} changed the next z_q")
     if codes is not None and again.codes is not None:
-        yield holds(
-            same(again.codes, codes), "codes", f"writing into the returned {case.part} changed the next codes"
-        )
+        yield holds(same(again.codes, codes), "codes", f"writing into the returned {case.part} changed the next codes")
     for a, b in zip(again.losses, losses, strict=False):
         yield holds(same(a, b), "loss", f"writing into the returned {case.part} changed the next loss")
 
@@ -182,9 +167,7 @@ def _returned(out: Quantized, part: str | None) -> list[Tensor]:
 
 
 def _overwrite(tensor: Tensor) -> None:
-    with contextlib.suppress(
-        RuntimeError
-    ):  # memory that refuses to be written (an expanded tensor) protects itself
+    with contextlib.suppress(RuntimeError):  # memory that refuses to be written (an expanded tensor) protects itself
         tensor.data.fill_(7)
 
 

@@ -53,7 +53,11 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
 
 
 @invariant(
-    "lookup.forward_is_code", follows=("update.uses_old_codes",), source="000 §4.1; theory T14, T5", needs=("levels", "codebook", "estimator!=softmax|noise|other"), state="both",
+    "lookup.forward_is_code",
+    follows=("update.uses_old_codes",),
+    source="000 §4.1; theory T14, T5",
+    needs=("levels", "codebook", "estimator!=softmax|noise|other"),
+    state="both",
     parts=both_modes,
     mutants=("rotation_forward_unscaled", "stale_code", "quantise_after_update", "codes_off_by_one"),
     hint="the estimator must leave the value alone: q + J(z − sg z) does, and λRz does only with λ; the code comes from the "
@@ -80,8 +84,11 @@ def squared_distances(z: Array, book: Array) -> Array:
 
 
 @invariant(
-    "lookup.nearest", source="001 §2; theory T28", needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
-    state="both", mutants=("argmax_lookup", "wrong_metric", "lookup_in_half", "lookup_ignores_norms"),
+    "lookup.nearest",
+    source="001 §2; theory T28",
+    needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
+    state="both",
+    mutants=("argmax_lookup", "wrong_metric", "lookup_in_half", "lookup_ignores_norms"),
     hint="argmin of distances (or argmax of similarities), |c|² included, in the precision of the inputs.",
 )
 def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -89,7 +96,7 @@ def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
     u = roundoff(subject)
     for view in views(traced(subject, case)):
         kept = view.k >= 0
-        defined = _metric(subject) != "cosine" or norms(view.codebook).min(initial=1.0) > 1e-6  # noqa: PLR2004
+        defined = _metric(subject) != "cosine" or norms(view.codebook).min(initial=1.0) > 1e-6
         if kept.any() and defined:  # a code of norm 0 has no direction
             yield _regret(subject, view, kept, u)
 
@@ -105,7 +112,9 @@ def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
     d = z.shape[1]
     metric = _metric(subject)
     if not ((k >= 0) & (k < len(book))).all():
-        return holds(condition=False, label="range", message=f"codes {k.min()}..{k.max()} for a codebook of {len(book)}")
+        return holds(
+            condition=False, label="range", message=f"codes {k.min()}..{k.max()} for a codebook of {len(book)}"
+        )
     if metric == "euclidean":
         distance = squared_distances(z, book)
         reach = (norms(z)[:, None] + norms(book)[None]) ** 2 * (d + 4) * u
@@ -122,12 +131,21 @@ def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
     regret = similarity.max(1) - similarity[np.arange(len(z)), k]
     size = np.ones(len(z)) if metric == "cosine" else norms(z) * norms(book).max(initial=0)
     visible = norms(z) > 1e-3 if metric == "cosine" else np.ones(len(z), bool)
-    return within(regret[visible], (4 * d + 24) * u * size[visible], "regret", f"similarity lost by the chosen code at level {view.index}")
+    return within(
+        regret[visible],
+        (4 * d + 24) * u * size[visible],
+        "regret",
+        f"similarity lost by the chosen code at level {view.index}",
+    )
 
 
 @invariant(
-    "lookup.nearest_off_centre", kind="limit", follows=("lookup.nearest",), source="theory T28; performance notes, section 2",
-    needs=("levels", "codebook", "settable", "deterministic", "metric=euclidean"), corners=("off-centre",),
+    "lookup.nearest_off_centre",
+    kind="limit",
+    follows=("lookup.nearest",),
+    source="theory T28; performance notes, section 2",
+    needs=("levels", "codebook", "settable", "deterministic", "metric=euclidean"),
+    corners=("off-centre",),
     mutants=("expanded_distance",),
     hint="|z|² − 2z·c + |c|² cancels far from the origin: subtract the mean of the codes first, or recompute close rows directly.",
 )
@@ -148,11 +166,16 @@ def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
         rows = np.arange(len(view.z))
         regret = distance[rows, view.k] - distance.min(1)
         bound = (d + 4) * u * (distance[rows, view.k] + distance.min(1)) + 1e-8
-        yield within(regret, bound, "regret", "excess squared distance of the chosen code, codes 1000 spreads off centre")
+        yield within(
+            regret, bound, "regret", "excess squared distance of the chosen code, codes 1000 spreads off centre"
+        )
 
 
 @invariant(
-    "lookup.codes_are_fixed_points", follows=("lookup.nearest",), source="theory T27", corners=("single",),
+    "lookup.codes_are_fixed_points",
+    follows=("lookup.nearest",),
+    source="theory T27",
+    corners=("single",),
     needs=("codes", "codebook", "levels", "deterministic", "structure=plain", "metric=euclidean|cosine"),
     mutants=("argmax_lookup", "wrong_metric"),
     hint="a code put through the quantizer must come back: check the space in which distances are taken.",
@@ -176,7 +199,10 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "lookup.star_shaped", follows=("lookup.nearest", "interface.eval_deterministic"), source="theory T27 (cells are convex)", corners=("single", "unit"),
+    "lookup.star_shaped",
+    follows=("lookup.nearest", "interface.eval_deterministic"),
+    source="theory T27 (cells are convex)",
+    corners=("single", "unit"),
     needs=("codes", "codebook", "deterministic", "structure=plain", "metric=euclidean", "levels"),
     mutants=("argmax_lookup",),
     hint="cells of a nearest-code lookup are convex: noise, argmax or another metric breaks this without any oracle.",
@@ -200,14 +226,17 @@ def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "lookup.code_determines", source="definition of a quantizer", needs=("codes", "estimator!=softmax|noise|other"),
+    "lookup.code_determines",
+    source="definition of a quantizer",
+    needs=("codes", "estimator!=softmax|noise|other"),
     parts=both_modes,
-    mutants=("noise_after_index", "soft_mixture"), state="both",
+    mutants=("noise_after_index", "soft_mixture"),
+    state="both",
     hint="everything after the index must be a function of the index: no noise, no mixture, and all levels in the index.",
 )
 def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Within one call, latents with equal codes have equal z_q, up to the rounding of the estimator."""
-    if len(case.z) < 2:  # noqa: PLR2004
+    if len(case.z) < 2:
         return
     out = traced(subject, case, train=case.part == "train")
     if out.codes is None:
@@ -221,7 +250,9 @@ def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if keep.any():
         rows = array(out.z_q.rows)
         error = norms(rows[a] - rows[b])[keep]
-        yield within(error, (allowed[a] + allowed[b])[keep], "same code", "distance between z_q of latents with equal codes")
+        yield within(
+            error, (allowed[a] + allowed[b])[keep], "same code", "distance between z_q of latents with equal codes"
+        )
 
 
 def _spread(subject: Quantizer, case: Case, out: Quantized) -> Array:
@@ -248,12 +279,17 @@ def decoders(subject: Quantizer) -> tuple[str, ...]:
 
 
 @invariant(
-    "lookup.decode", source="T34, T14; definition of a decoder of codes", needs=("codes", "decode"), parts=decoders, state="both",
-    corners=("single", "on-code", "unit"), mutants=("decode_transposed", "decode_scaled"),
+    "lookup.decode",
+    source="T34, T14; definition of a decoder of codes",
+    needs=("codes", "decode"),
+    parts=decoders,
+    state="both",
+    corners=("single", "on-code", "unit"),
+    mutants=("decode_transposed", "decode_scaled"),
     hint="decode must undo layout and projection in the same order as forward, for every level.",
 )
 def decode(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """decode(codes) is the z_q that eval returned with these codes, for each public decode method."""
+    """What decode gives for codes is the z_q that eval returned with these codes, for each public decode method."""
     out = subject.forward(case.z, train=False, seed=case.seed)
     if out.codes is None or case.part is None:
         return
@@ -275,6 +311,10 @@ def _gain(subject: Quantizer) -> float:
     """Largest factor that a linear map of the module may apply to rounding errors: product of spectral norms above 1."""
     factor = 1.0
     for tensor in subject.module.parameters():
-        if tensor.ndim == 2 and min(tensor.shape) > 0 and max(tensor.shape) <= 4096:  # noqa: PLR2004
-            factor *= max(1.0, float(torch.linalg.matrix_norm(tensor.detach().float(), ord=2))) if tensor.shape[0] <= 512 else 1.0  # noqa: PLR2004
+        if tensor.ndim == 2 and min(tensor.shape) > 0 and max(tensor.shape) <= 4096:
+            factor *= (
+                max(1.0, float(torch.linalg.matrix_norm(tensor.detach().float(), ord=2)))
+                if tensor.shape[0] <= 512
+                else 1.0
+            )
     return min(factor, 1e3)

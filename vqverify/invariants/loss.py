@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 
 from vqverify.bounds import Clause, holds, within
-from vqverify.subject.capture import pull
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import array, roundoff, tiny, trait
 from vqverify.invariants.residual import silenced
 from vqverify.invariants.weights import Measured, gradient_at, isolated, laws, measure, value, weighed, weight_argument
 from vqverify.quantizer import Quantized, Quantizer
+from vqverify.subject.capture import pull
 
 TERMS = ("loss", "codes", "codebook")
 PLAIN = (*TERMS, "structure=plain", "metric=euclidean")

@@ -80,7 +80,7 @@ def views(out: Quantized) -> Iterator[View]:
 def paths(subject: Quantizer, out: Quantized) -> list[View]:
     """Where an estimator acts: at each level, or around a stack whose levels carry no gradient (T34)."""
     found = list(views(out))
-    if len(found) < 2 or any(_carries(subject, out, view) for view in found):  # noqa: PLR2004
+    if len(found) < 2 or any(_carries(subject, out, view) for view in found):
         return found
     total = sum((view.q for view in found), start=np.zeros_like(found[0].q))
     kept = np.where((np.stack([view.k for view in found]) >= 0).all(0), found[0].k, -1)

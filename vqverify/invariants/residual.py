@@ -17,10 +17,10 @@ from torch import Tensor
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
-from vqverify.subject.families import CORRECT
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import SAFE, Array, array, norms, rotation_law_bound, roundoff, sigma, tiny, trait
 from vqverify.quantizer import Quantized, Quantizer
+from vqverify.subject.families import CORRECT
 
 STACK = ("structure=residual", "codes", "codebook")
 SURROGATES = {family.name: family for family in CORRECT}

@@ -11,7 +11,18 @@ import torch
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import Array, SAFE, View, array, norms, rotation_law_bound, roundoff, sigma, traced, paths
+from vqverify.invariants.measure import (
+    SAFE,
+    Array,
+    View,
+    array,
+    norms,
+    paths,
+    rotation_law_bound,
+    roundoff,
+    sigma,
+    traced,
+)
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.symbolic import oracles
 
@@ -95,8 +106,16 @@ def _basis(view: View, keep: Array) -> Array:
 
 
 @invariant(
-    "rotation.angle", follows=("honesty.traits[estimator]", "rotation.norm",),
-    source="000 A.3; theory T2", needs=NEEDS, mutants=MUTANTS[:1] + MUTANTS[2:3], corners=CORNERS, state="both",
+    "rotation.angle",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.norm",
+    ),
+    source="000 A.3; theory T2",
+    needs=NEEDS,
+    mutants=MUTANTS[:1] + MUTANTS[2:3],
+    corners=CORNERS,
+    state="both",
     hint="R maps ẑ to q̂ and autograd applies its transpose: 2 q̂ẑᵀ, not 2 ẑq̂ᵀ; a detach of the whole product is straight-through.",
 )
 def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -115,8 +134,13 @@ def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.norm", follows=("honesty.traits[estimator]",),
-    source="000 A.3; theory T2", needs=NEEDS, mutants=("rotation_unscaled", "rotation_scale_inverted"), corners=CORNERS, state="both",
+    "rotation.norm",
+    follows=("honesty.traits[estimator]",),
+    source="000 A.3; theory T2",
+    needs=NEEDS,
+    mutants=("rotation_unscaled", "rotation_scale_inverted"),
+    corners=CORNERS,
+    state="both",
     hint="the gradient is scaled by λ = |q|/|z|; leaving λ out, inverting or squaring it changes its norm.",
 )
 def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -129,13 +153,26 @@ def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
             g = cotangents(subject, case, view)
             got = received(subject, out, view, g)[keep]
             want = norms(view.q[keep]) / norms(view.z[keep]) * norms(g[keep])
-            yield within(norms(got) - want, want * (bound + 2 * view.z.shape[1] * u), "norm", f"|Jᵀg| − λ|g| at level {view.index}")
+            yield within(
+                norms(got) - want,
+                want * (bound + 2 * view.z.shape[1] * u),
+                "norm",
+                f"|Jᵀg| − λ|g| at level {view.index}",
+            )
 
 
 @invariant(
-    "rotation.maps", follows=("honesty.traits[estimator]", "rotation.norm", "rotation.angle",),
-    source="000 §4.2, A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled", "silent_straight_through"),
-    corners=CORNERS, hint="λR must take z to q: check λ = |q|/|z| and that both vectors are normalised before they are combined.",
+    "rotation.maps",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.norm",
+        "rotation.angle",
+    ),
+    source="000 §4.2, A.4; theory T1",
+    needs=NEEDS,
+    mutants=("rotation_unscaled", "silent_straight_through"),
+    corners=CORNERS,
+    hint="λR must take z to q: check λ = |q|/|z| and that both vectors are normalised before they are combined.",
 )
 def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The estimator's Jacobian takes the latent to its code: (λR) z = q."""
@@ -147,8 +184,15 @@ def maps(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.orthogonal", follows=("honesty.traits[estimator]", "rotation.norm",),
-    source="000 A.4; theory T1", needs=NEEDS, mutants=("rotation_unscaled",), corners=CORNERS,
+    "rotation.orthogonal",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.norm",
+    ),
+    source="000 A.4; theory T1",
+    needs=NEEDS,
+    mutants=("rotation_unscaled",),
+    corners=CORNERS,
     hint="r = ẑ + q̂ has to be divided by its norm before I − 2rrᵀ is a reflection.",
 )
 def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -159,8 +203,15 @@ def orthogonal(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.determinant", follows=("honesty.traits[estimator]", "rotation.norm",),
-    source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    "rotation.determinant",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.norm",
+    ),
+    source="000 §4.2; theory T1",
+    needs=NEEDS,
+    mutants=("rotation_reflection",),
+    corners=CORNERS,
     hint="one Householder reflection maps ẑ to q̂ as well, but turns space inside out; a rotation is two of them.",
 )
 def determinant(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -176,8 +227,16 @@ def determinant(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.fixes_complement", follows=("honesty.traits[estimator]", "rotation.norm", "rotation.determinant",),
-    source="000 §4.2; theory T1", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    "rotation.fixes_complement",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.norm",
+        "rotation.determinant",
+    ),
+    source="000 §4.2; theory T1",
+    needs=NEEDS,
+    mutants=("rotation_reflection",),
+    corners=CORNERS,
     hint="directions orthogonal to z and q are only scaled: a rotation in another plane, or −I on the complement, is wrong.",
 )
 def fixes_complement(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -195,7 +254,9 @@ def fixes_complement(subject: Quantizer, case: Case) -> Iterator[Clause]:
             want = scale[:, None] * across[keep_]
             # rounding `across` to the layer's dtype leaves a part u|g| in the plane, which R moves by at most twice itself
             allowed = norms(want) * (bound + 4 * u)
-            yield within(norms(got - want), allowed, "complement", f"|Jᵀg − λg| for g ⟂ span(z, q) at level {view.index}")
+            yield within(
+                norms(got - want), allowed, "complement", f"|Jᵀg − λg| for g ⟂ span(z, q) at level {view.index}"
+            )
 
 
 def _across(g: Array, z: Array, q: Array) -> Array:
@@ -212,8 +273,16 @@ def _across(g: Array, z: Array, q: Array) -> Array:
 
 
 @invariant(
-    "rotation.minimal", follows=("honesty.traits[estimator]", "rotation.norm", "rotation.determinant",),
-    source="theory T3", needs=NEEDS, mutants=("rotation_reflection",), corners=CORNERS,
+    "rotation.minimal",
+    follows=(
+        "honesty.traits[estimator]",
+        "rotation.norm",
+        "rotation.determinant",
+    ),
+    source="theory T3",
+    needs=NEEDS,
+    mutants=("rotation_reflection",),
+    corners=CORNERS,
     hint="angle and norm hold for a reflection too; only the trace and the distance to the identity single out the rotation.",
 )
 def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -221,7 +290,7 @@ def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
     u = roundoff(subject)
     for turn in _turns(subject, case):
         z, q, d = turn.z, turn.q, turn.r.shape[-1]
-        if d < 2:  # noqa: PLR2004
+        if d < 2:
             continue
         cosine = (z * q).sum(-1) / norms(z) / norms(q)
         trace = np.einsum("nii->n", turn.r) - (d - 2 + 2 * cosine)
@@ -233,8 +302,12 @@ def minimal(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "rotation.accuracy", kind="limit", follows=("honesty.traits[estimator]", "rotation.angle", "rotation.norm", "rotation.determinant"),
-    source="theory T5, T6", needs=NEEDS, mutants=("rotation_one_plus_cosine",),
+    "rotation.accuracy",
+    kind="limit",
+    follows=("honesty.traits[estimator]", "rotation.angle", "rotation.norm", "rotation.determinant"),
+    source="theory T5, T6",
+    needs=NEEDS,
+    mutants=("rotation_one_plus_cosine",),
     corners=("antiparallel", "parallel", "on-code", "unit", "zero"),
     hint="divide by |ẑ + q̂|²/2, which keeps its relative accuracy, and not by 1 + cos θ; put no ε into norms.",
 )

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqverify.bounds import Clause, within
-from vqverify.subject.capture import pull
 from vqverify.case import Case
 from vqverify.invariants.measure import Array, View, array, norms, roundoff, tiny, trait, views
 from vqverify.invariants.residual import stacked
-from vqverify.subject.layer import guarded
 from vqverify.quantizer import Quantized, Quantizer
+from vqverify.subject.capture import pull
+from vqverify.subject.layer import guarded
 
 WEIGHTS = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")
 COARSE = 2e-3  # how well identification knows a weight that nobody declared

@@ -41,7 +41,7 @@ class EmaLayer(nn.Module):
         self.table.copy_(self.total / self.size[:, None])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Z (…, D) to (z_q, codes, loss)."""
         flat = z.reshape(-1, z.shape[-1])
         codes = self.lookup(flat)
         q = self.table[codes]
@@ -55,7 +55,12 @@ class RotationLayer(EmaLayer):
     """The same with the rotation trick, written with detached unit vectors as in the paper's code."""
 
     def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25, rotation_trick: bool = True
+        self,
+        dim: int,
+        codebook_size: int,
+        decay: float = 0.9,
+        commitment_weight: float = 0.25,
+        rotation_trick: bool = True,
     ) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.rotation_trick = rotation_trick
@@ -98,7 +103,7 @@ class ImageLayer(nn.Module):
         return z + (q - z).detach()
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z (B, D, H, W) to (loss, z_q, perplexity, codes)."""
+        """Z (B, D, H, W) to (loss, z_q, perplexity, codes)."""
         last = z.permute(0, 2, 3, 1)
         flat = last.reshape(-1, last.shape[-1])
         codes = self.choose(flat)
@@ -126,7 +131,7 @@ class DictLayer(nn.Module):
         return z + (q - z).detach()
 
     def forward(self, z: Tensor) -> dict[str, Any]:
-        """z (B, N, D) to indices, quantized and loss."""
+        """Z (B, N, D) to indices, quantized and loss."""
         index = self.search(z)
         q = self.codes_[index]
         loss = F.mse_loss(q, z.detach()) + self.beta * F.mse_loss(z, q.detach())

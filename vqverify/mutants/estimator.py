@@ -78,9 +78,44 @@ HERE = "vqverify.mutants.estimator"
 SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
-    Mutant("gradient_bypass", f"{HERE}:Bypass", ("estimator.no_bypass",), "2% of the latent added back", SIZES, "residual added back"),
-    Mutant("straight_through_scaled", f"{HERE}:Scaled", ("estimator.jacobian",), "half of the gradient", SIZES, "systematic: factor"),
-    Mutant("gradient_centred", f"{HERE}:Centred", ("estimator.local",), "batch mean subtracted in backward", IMAGE, "systematic: wrong axis"),
-    Mutant("gradient_clipped", f"{HERE}:Clipped", ("estimator.linear",), "gradient clipped inside the layer", SIZES, "systematic"),
-    Mutant("estimator_other_in_eval", f"{HERE}:OtherInEval", ("estimator.same_in_eval",), "another estimator in eval", SIZES, "systematic"),
+    Mutant(
+        "gradient_bypass",
+        f"{HERE}:Bypass",
+        ("estimator.no_bypass",),
+        "2% of the latent added back",
+        SIZES,
+        "residual added back",
+    ),
+    Mutant(
+        "straight_through_scaled",
+        f"{HERE}:Scaled",
+        ("estimator.jacobian",),
+        "half of the gradient",
+        SIZES,
+        "systematic: factor",
+    ),
+    Mutant(
+        "gradient_centred",
+        f"{HERE}:Centred",
+        ("estimator.local",),
+        "batch mean subtracted in backward",
+        IMAGE,
+        "systematic: wrong axis",
+    ),
+    Mutant(
+        "gradient_clipped",
+        f"{HERE}:Clipped",
+        ("estimator.linear",),
+        "gradient clipped inside the layer",
+        SIZES,
+        "systematic",
+    ),
+    Mutant(
+        "estimator_other_in_eval",
+        f"{HERE}:OtherInEval",
+        ("estimator.same_in_eval",),
+        "another estimator in eval",
+        SIZES,
+        "systematic",
+    ),
 )

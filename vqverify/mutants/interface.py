@@ -38,9 +38,7 @@ class NeedsGradient(EmaLayer):
 class MomentsStartNan(EmaLayer):
     """A running mean whose memory waits for the first batch."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("mean", torch.full((dim,), float("nan")))
 

@@ -101,11 +101,7 @@ class ReadsStorage(EmaLayer):
         shape, width = z.shape, z.shape[-1]
         if z.numel() and not z.is_contiguous() and z.stride(-1) == 1:
             z = z.as_strided((z.numel() // width, width), (width, 1)).reshape(shape)
-        elif (
-            z.numel()
-            and not z.is_contiguous()
-            and z.untyped_storage().nbytes() >= z.numel() * z.element_size()
-        ):
+        elif z.numel() and not z.is_contiguous() and z.untyped_storage().nbytes() >= z.numel() * z.element_size():
             z = torch.as_strided(z, shape, torch.empty(shape).stride())
         return super().forward(z)
 
@@ -136,9 +132,7 @@ class SqueezesSingle(EmaLayer):
 class MeanOverNothing(EmaLayer):
     """A running mean of the latents, with NaN for an empty batch."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("mean", torch.zeros(dim))
 

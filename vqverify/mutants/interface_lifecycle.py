@@ -56,9 +56,7 @@ class CachesNorms(DictLayer):
 class ClosureOverSelf(EmaLayer):
     """The distance is a lambda made in the constructor: a copy still asks the original."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.distance = lambda flat: torch.cdist(flat, self.table)
 
@@ -94,9 +92,7 @@ class ProjectionNotSaved(nn.Module):
 class InitFlagLost(EmaLayer):
     """Whether the codebook was started from data is a Python flag: after loading it starts again."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.started = False
 

@@ -31,9 +31,7 @@ class CountsInEval(DictLayer):
 class StartsInEval(EmaLayer):
     """The codebook starts from the first batch, whichever mode it comes in."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("started", torch.tensor(data=False))
 
@@ -88,9 +86,7 @@ class ResidualInPlace(nn.Module):
 class ReturnsBuffer(EmaLayer):
     """In eval the loss is a buffer of zeros that is handed out itself."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
@@ -119,9 +115,7 @@ class ReusesOutput(DictLayer):
 class MomentsWithGraph(EmaLayer):
     """A running mean of the latents keeps the graph of every batch."""
 
-    def __init__(
-        self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25
-    ) -> None:
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
         super().__init__(dim, codebook_size, decay, commitment_weight)
         self.register_buffer("mean", torch.zeros(dim))
 

@@ -69,7 +69,7 @@ class SoftMixture(EmaLayer):
     """softmax(−d) @ codes in place of the nearest code."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to a mixture of codes."""
+        """Z (…, D) to a mixture of codes."""
         flat = z.reshape(-1, z.shape[-1])
         weights = torch.softmax(-torch.cdist(flat, self.table), dim=1)
         mixed = weights @ self.table
@@ -113,7 +113,7 @@ class OffByOne(EmaLayer):
     """Returned codes are shifted by one against the table."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes + 1, loss)."""
+        """Z (…, D) to (z_q, codes + 1, loss)."""
         z_q, codes, loss = super().forward(z)
         return z_q, codes + 1, loss
 
@@ -122,19 +122,93 @@ HERE = "vqverify.mutants.lookup"
 SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
-    Mutant("argmax_lookup", f"{HERE}:Argmax", ("lookup.nearest",), "argmax of distances", SIZES, "sign of the distance lost"),
-    Mutant("wrong_metric", f"{HERE}:Manhattan", ("lookup.nearest",), "ℓ1 distances under a Euclidean loss", SIZES, "systematic: metric"),
-    Mutant("lookup_in_half", f"{HERE}:HalfPrecision", ("lookup.nearest",), "distances in bfloat16", SIZES, "001 A.1 taken on trust; theory T29"),
-    Mutant("lookup_ignores_norms", f"{HERE}:IgnoresNorms", ("lookup.nearest",), "|c|² left out", IMAGE, "systematic: term dropped"),
     Mutant(
-        "expanded_distance", f"{HERE}:Expanded", ("lookup.nearest_off_centre",), "expanded distance, not centred", IMAGE,
+        "argmax_lookup",
+        f"{HERE}:Argmax",
+        ("lookup.nearest",),
+        "argmax of distances",
+        SIZES,
+        "sign of the distance lost",
+    ),
+    Mutant(
+        "wrong_metric",
+        f"{HERE}:Manhattan",
+        ("lookup.nearest",),
+        "ℓ1 distances under a Euclidean loss",
+        SIZES,
+        "systematic: metric",
+    ),
+    Mutant(
+        "lookup_in_half",
+        f"{HERE}:HalfPrecision",
+        ("lookup.nearest",),
+        "distances in bfloat16",
+        SIZES,
+        "001 A.1 taken on trust; theory T29",
+    ),
+    Mutant(
+        "lookup_ignores_norms",
+        f"{HERE}:IgnoresNorms",
+        ("lookup.nearest",),
+        "|c|² left out",
+        IMAGE,
+        "systematic: term dropped",
+    ),
+    Mutant(
+        "expanded_distance",
+        f"{HERE}:Expanded",
+        ("lookup.nearest_off_centre",),
+        "expanded distance, not centred",
+        IMAGE,
         "performance notes, section 2",
     ),
-    Mutant("noisy_lookup", f"{HERE}:Noisy", ("interface.eval_deterministic",), "sampling left on in eval", SIZES, "vector-quantize-pytorch 1.5.17"),
-    Mutant("noise_after_index", f"{HERE}:NoiseAfterIndex", ("lookup.code_determines",), "noise after the index", SIZES, "systematic"),
-    Mutant("soft_mixture", f"{HERE}:SoftMixture", ("stochastic.hard", "lookup.code_determines"), "a mixture of codes is returned", SIZES, "soft-to-hard VQ left soft"),
-    Mutant("stale_code", f"{HERE}:StaleCode", ("lookup.forward_is_code",), "values from a cache", SIZES, "a cache that is never invalidated"),
-    Mutant("decode_transposed", f"{HERE}:DecodeTransposed", ("lookup.decode",), "decode returns features first", SIZES, "vector-quantize-pytorch 1.14.4"),
+    Mutant(
+        "noisy_lookup",
+        f"{HERE}:Noisy",
+        ("interface.eval_deterministic",),
+        "sampling left on in eval",
+        SIZES,
+        "vector-quantize-pytorch 1.5.17",
+    ),
+    Mutant(
+        "noise_after_index",
+        f"{HERE}:NoiseAfterIndex",
+        ("lookup.code_determines",),
+        "noise after the index",
+        SIZES,
+        "systematic",
+    ),
+    Mutant(
+        "soft_mixture",
+        f"{HERE}:SoftMixture",
+        ("stochastic.hard", "lookup.code_determines"),
+        "a mixture of codes is returned",
+        SIZES,
+        "soft-to-hard VQ left soft",
+    ),
+    Mutant(
+        "stale_code",
+        f"{HERE}:StaleCode",
+        ("lookup.forward_is_code",),
+        "values from a cache",
+        SIZES,
+        "a cache that is never invalidated",
+    ),
+    Mutant(
+        "decode_transposed",
+        f"{HERE}:DecodeTransposed",
+        ("lookup.decode",),
+        "decode returns features first",
+        SIZES,
+        "vector-quantize-pytorch 1.14.4",
+    ),
     Mutant("decode_scaled", f"{HERE}:DecodeScaled", ("lookup.decode",), "decode scales twice", SIZES, "systematic"),
-    Mutant("codes_off_by_one", f"{HERE}:OffByOne", ("lookup.forward_is_code", "interface.shapes"), "codes shifted by one", SIZES, "systematic: off by one"),
+    Mutant(
+        "codes_off_by_one",
+        f"{HERE}:OffByOne",
+        ("lookup.forward_is_code", "interface.shapes"),
+        "codes shifted by one",
+        SIZES,
+        "systematic: off by one",
+    ),
 )

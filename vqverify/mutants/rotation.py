@@ -13,7 +13,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _residual(z: Tensor, q: Tensor, moved: Tensor) -> Tensor:
+def _residual(q: Tensor, moved: Tensor) -> Tensor:
     """A value that is the code whatever the Jacobian, as a residual form gives it."""
     return q + (moved - moved.detach())
 
@@ -23,7 +23,7 @@ class Transposed(RotationLayer):
 
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
         """Value of the code, Jacobian λRᵀ."""
-        return _residual(z, q, super().estimate(z, q))
+        return _residual(q, super().estimate(z, q))
 
     def turn(self, z: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
         """Rᵀz."""
@@ -36,7 +36,7 @@ class Unscaled(RotationLayer):
     def estimate(self, z: Tensor, q: Tensor) -> Tensor:
         """Value of the code, Jacobian R."""
         u, v = F.normalize(z, dim=-1).detach(), F.normalize(q, dim=-1).detach()
-        return _residual(z, q, self.turn(z, u, v, F.normalize(u + v, dim=-1)))
+        return _residual(q, self.turn(z, u, v, F.normalize(u + v, dim=-1)))
 
 
 class ForwardUnscaled(RotationLayer):
@@ -74,7 +74,7 @@ class Differentiated(RotationLayer):
         u, v = F.normalize(z, dim=-1), F.normalize(q, dim=-1).detach()
         r = F.normalize(u + v, dim=-1)
         scale = (q.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)).detach()
-        return _residual(z, q, scale * (z - 2 * r * _dot(r, z) + 2 * v.detach() * _dot(u.detach(), z)))
+        return _residual(q, scale * (z - 2 * r * _dot(r, z) + 2 * v.detach() * _dot(u.detach(), z)))
 
 
 class Unguarded(RotationLayer):
@@ -91,7 +91,7 @@ class OnePlusCosine(RotationLayer):
     """Divides by 1 + cos θ, which loses its digits near θ = π."""
 
     def turn(self, z: Tensor, u: Tensor, v: Tensor, r: Tensor) -> Tensor:
-        """z − (u + v)((u + v)·z)/(1 + u·v) + 2v(u·z)."""
+        """Z − (u + v)((u + v)·z)/(1 + u·v) + 2v(u·z)."""
         del r
         return z - (u + v) * _dot(u + v, z) / (1 + _dot(u, v)).clamp_min(1e-7) + 2 * v * _dot(u, z)
 
@@ -103,29 +103,71 @@ class InvertedScale(RotationLayer):
         """Value of the code, Jacobian R/λ."""
         u, v = F.normalize(z, dim=-1).detach(), F.normalize(q, dim=-1).detach()
         scale = (z.norm(dim=-1, keepdim=True) / q.norm(dim=-1, keepdim=True).clamp_min(1e-6)).detach()
-        return _residual(z, q, scale * self.turn(z, u, v, F.normalize(u + v, dim=-1)))
+        return _residual(q, scale * self.turn(z, u, v, F.normalize(u + v, dim=-1)))
 
 
 HERE = "vqverify.mutants.rotation"
 SIZES = {"dim": 4, "codebook_size": 8}
 WHERE = "000 (2410.06424) §4.2, appendix A"
 MUTANTS = (
-    Mutant("rotation_transposed", f"{HERE}:Transposed", ("rotation.angle", "estimator.jacobian"), "Rᵀ for R", SIZES, WHERE),
+    Mutant(
+        "rotation_transposed", f"{HERE}:Transposed", ("rotation.angle", "estimator.jacobian"), "Rᵀ for R", SIZES, WHERE
+    ),
     Mutant("rotation_unscaled", f"{HERE}:Unscaled", ("rotation.norm",), "λ left out of the gradient", SIZES, WHERE),
     Mutant(
-        "rotation_forward_unscaled", f"{HERE}:ForwardUnscaled", ("lookup.forward_is_code",), "λ left out of the value", SIZES,
+        "rotation_forward_unscaled",
+        f"{HERE}:ForwardUnscaled",
+        ("lookup.forward_is_code",),
+        "λ left out of the value",
+        SIZES,
         "the missing rescale of several re-implementations",
     ),
     Mutant(
-        "silent_straight_through", f"{HERE}:Silent", ("honesty.traits",), "rotation_trick=True is not acted on", SIZES,
+        "silent_straight_through",
+        f"{HERE}:Silent",
+        ("honesty.traits",),
+        "rotation_trick=True is not acted on",
+        SIZES,
         "an option that falls through to the default branch",
     ),
     Mutant(
-        "rotation_reflection", f"{HERE}:Reflection", ("rotation.determinant",), "one reflection for a rotation", SIZES,
+        "rotation_reflection",
+        f"{HERE}:Reflection",
+        ("rotation.determinant",),
+        "one reflection for a rotation",
+        SIZES,
         "theory T1, T3: passes angle and norm",
     ),
-    Mutant("rotation_differentiated", f"{HERE}:Differentiated", ("estimator.detached",), "R stays in the graph", SIZES, "theory T4"),
-    Mutant("rotation_unguarded", f"{HERE}:Unguarded", ("estimator.finite",), "no guard at z = 0", SIZES, "000 A.4, as printed; theory T6"),
-    Mutant("rotation_one_plus_cosine", f"{HERE}:OnePlusCosine", ("rotation.accuracy",), "divides by 1 + cos θ", SIZES, "theory T5"),
-    Mutant("rotation_scale_inverted", f"{HERE}:InvertedScale", ("rotation.norm",), "1/λ for λ", SIZES, "systematic: factor inverted"),
+    Mutant(
+        "rotation_differentiated",
+        f"{HERE}:Differentiated",
+        ("estimator.detached",),
+        "R stays in the graph",
+        SIZES,
+        "theory T4",
+    ),
+    Mutant(
+        "rotation_unguarded",
+        f"{HERE}:Unguarded",
+        ("estimator.finite",),
+        "no guard at z = 0",
+        SIZES,
+        "000 A.4, as printed; theory T6",
+    ),
+    Mutant(
+        "rotation_one_plus_cosine",
+        f"{HERE}:OnePlusCosine",
+        ("rotation.accuracy",),
+        "divides by 1 + cos θ",
+        SIZES,
+        "theory T5",
+    ),
+    Mutant(
+        "rotation_scale_inverted",
+        f"{HERE}:InvertedScale",
+        ("rotation.norm",),
+        "1/λ for λ",
+        SIZES,
+        "systematic: factor inverted",
+    ),
 )

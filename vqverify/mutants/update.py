@@ -93,7 +93,7 @@ class QuantiseAfterUpdate(EmaLayer):
     """The codebook moves first, and z_q is taken from what it became."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Z (…, D) to (z_q, codes, loss)."""
         flat = z.reshape(-1, z.shape[-1])
         codes = self.lookup(flat)
         if self.training:
@@ -107,7 +107,7 @@ class LearnsInEval(EmaLayer):
     """The codebook moves in eval, too."""
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (…, D) to (z_q, codes, loss)."""
+        """Z (…, D) to (z_q, codes, loss)."""
         flat = z.reshape(-1, z.shape[-1])
         codes = self.lookup(flat)
         q = self.table[codes]
@@ -119,12 +119,68 @@ class LearnsInEval(EmaLayer):
 HERE = "vqverify.mutants.update"
 SIZES = {"dim": 4, "codebook_size": 8}
 MUTANTS = (
-    Mutant("ema_decay_swapped", f"{HERE}:DecaySwapped", ("honesty.traits", "update.ema_law"), "1 − γ for γ", SIZES, "theory T17: 001's γ is 002's 1 − γ"),
-    Mutant("ema_counts_in_half", f"{HERE}:CountsInHalf", ("update.ema_law",), "counts in bfloat16", SIZES, "EMA under autocast"),
-    Mutant("ema_sum_for_mean", f"{HERE}:SumForMean", ("update.ema_law", "update.ema_is_commitment"), "sum for mean", SIZES, "theory T17"),
-    Mutant("ema_not_written_back", f"{HERE}:NotWrittenBack", ("update.ema_law",), "half of the step is written back", SIZES, "systematic"),
-    Mutant("ema_zero_counts", f"{HERE}:ZeroCounts", ("update.initial_state",), "counts start at 0", SIZES, "vector-quantize-pytorch 1.15.2; theory T18"),
-    Mutant("ema_moves_empty_codes", f"{HERE}:MovesEmptyCodes", ("update.empty_code_still",), "unused codes decay", SIZES, "theory T20"),
-    Mutant("quantise_after_update", f"{HERE}:QuantiseAfterUpdate", ("update.uses_old_codes",), "z_q from the moved codebook", SIZES, "001 §5.4"),
-    Mutant("eval_that_learns", f"{HERE}:LearnsInEval", ("update.frozen", "interface.eval_pure"), "EMA runs in eval", SIZES, "a missing `if self.training`"),
+    Mutant(
+        "ema_decay_swapped",
+        f"{HERE}:DecaySwapped",
+        ("honesty.traits", "update.ema_law"),
+        "1 − γ for γ",
+        SIZES,
+        "theory T17: 001's γ is 002's 1 − γ",
+    ),
+    Mutant(
+        "ema_counts_in_half",
+        f"{HERE}:CountsInHalf",
+        ("update.ema_law",),
+        "counts in bfloat16",
+        SIZES,
+        "EMA under autocast",
+    ),
+    Mutant(
+        "ema_sum_for_mean",
+        f"{HERE}:SumForMean",
+        ("update.ema_law", "update.ema_is_commitment"),
+        "sum for mean",
+        SIZES,
+        "theory T17",
+    ),
+    Mutant(
+        "ema_not_written_back",
+        f"{HERE}:NotWrittenBack",
+        ("update.ema_law",),
+        "half of the step is written back",
+        SIZES,
+        "systematic",
+    ),
+    Mutant(
+        "ema_zero_counts",
+        f"{HERE}:ZeroCounts",
+        ("update.initial_state",),
+        "counts start at 0",
+        SIZES,
+        "vector-quantize-pytorch 1.15.2; theory T18",
+    ),
+    Mutant(
+        "ema_moves_empty_codes",
+        f"{HERE}:MovesEmptyCodes",
+        ("update.empty_code_still",),
+        "unused codes decay",
+        SIZES,
+        "theory T20",
+    ),
+    Mutant(
+        "quantise_after_update",
+        f"{HERE}:QuantiseAfterUpdate",
+        ("update.uses_old_codes",),
+        "z_q from the moved codebook",
+        SIZES,
+        "001 §5.4",
+    ),
+    Mutant(
+        "eval_that_learns",
+        f"{HERE}:LearnsInEval",
+        ("update.frozen", "interface.eval_pure"),
+        "EMA runs in eval",
+        SIZES,
+        "a missing `if self.training`",
+    ),
 )

@@ -71,9 +71,7 @@ def latents(name: str, value: object, dim: int | None, axis: int = -1) -> None:
         raise TypeError(f"{name} must be a tensor; it was a {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype; it was {value.dtype}")
-    if dim is not None and (
-        value.ndim < (axis if axis >= 0 else -axis) + (axis >= 0) or value.shape[axis] != dim
-    ):
+    if dim is not None and (value.ndim < (axis if axis >= 0 else -axis) + (axis >= 0) or value.shape[axis] != dim):
         where = "the last axis" if axis == -1 else f"axis {axis}"
         raise ValueError(f"{name} must have {dim} entries along {where}; its shape was {tuple(value.shape)}")
 
@@ -87,14 +85,10 @@ def matrix_pair(z: Tensor, codebook: Tensor) -> None:
     """
     latents("codebook", codebook, None)
     if codebook.ndim != 2 or 0 in codebook.shape:
-        raise ValueError(
-            f"codebook must have shape (K, D), K and D at least 1; it was {tuple(codebook.shape)}"
-        )
+        raise ValueError(f"codebook must have shape (K, D), K and D at least 1; it was {tuple(codebook.shape)}")
     latents("z", z, codebook.shape[1])
     if z.device != codebook.device:
-        raise ValueError(
-            f"z and codebook must be on one device; they were on {z.device} and {codebook.device}"
-        )
+        raise ValueError(f"z and codebook must be on one device; they were on {z.device} and {codebook.device}")
 
 
 def code_indices(codes: object, size: int) -> Tensor:
@@ -131,6 +125,4 @@ def mask(value: object, shape: tuple[int, ...]) -> None:
         what = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise TypeError(f"mask must be a bool tensor (True: kept); it was {what}")
     if value.shape != shape:
-        raise ValueError(
-            f"mask must have the shape of the codes, {tuple(shape)}; it was {tuple(value.shape)}"
-        )
+        raise ValueError(f"mask must have the shape of the codes, {tuple(shape)}; it was {tuple(value.shape)}")

@@ -129,9 +129,7 @@ def _coefficients(
     identity = (norm_z == 0) | ((norm_q > 0) & (sigma < antiparallel_threshold(dim, norms.dtype)))
     degenerate = identity | (norm_q == 0)
     # harmless stand-ins for what degenerate rows would divide by: 0/0 has no place in a graph either
-    lam = torch.where(
-        degenerate, identity.to(sigma.dtype), norm_q / torch.where(degenerate, 1, norm_z) * ratio
-    )
+    lam = torch.where(degenerate, identity.to(sigma.dtype), norm_q / torch.where(degenerate, 1, norm_z) * ratio)
     t = 2 * s_x / torch.where(degenerate, 1, sigma).square()
     alpha, beta = (lam * (2 * v_x - t), -2 * lam * v_x) if transpose else (-lam * t, 2 * lam * (s_x - v_x))
     alpha, beta = (torch.where(degenerate, 0, a).unsqueeze(1) for a in (alpha, beta))

@@ -105,9 +105,7 @@ class MomentAffine(nn.Module):
     def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
         """Update the moments by a batch of latents (..., D); those with ``keep`` False do not count."""
         rows = z.reshape(-1, z.shape[-1]) if keep is None else z[keep]
-        totals = torch.cat(
-            [rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)]
-        )
+        totals = torch.cat([rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)])
         totals = all_reduce_sum(totals)
         if not bool(totals[0] > 0):
             return
@@ -118,9 +116,7 @@ class MomentAffine(nn.Module):
         decay = self.decay if bool(self.seen > 0) else 0.0
         shift = mean - self.mean
         # merging two populations: the variance between their means counts (T26)
-        self.variance.copy_(
-            decay * self.variance + (1 - decay) * variance + decay * (1 - decay) * shift.square()
-        )
+        self.variance.copy_(decay * self.variance + (1 - decay) * variance + decay * (1 - decay) * shift.square())
         self.mean.add_((1 - decay) * shift)
         self.seen.add_(1)
 

@@ -40,9 +40,7 @@ def hessian_gradient(f: Task, z: Tensor, q: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(f(point), point, create_graph=True)
         if not gradient.requires_grad:  # f is linear
             return gradient.detach()
-        (product,) = torch.autograd.grad(
-            gradient, point, grad_outputs=(z - q).detach(), materialize_grads=True
-        )
+        (product,) = torch.autograd.grad(gradient, point, grad_outputs=(z - q).detach(), materialize_grads=True)
     return gradient.detach() + product
 
 

@@ -98,9 +98,7 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.dim = _checks.positive_int("dim", dim)
         self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
-        self.estimator = (
-            estimator if callable(estimator) else _checks.choice("estimator", estimator, ESTIMATORS)
-        )
+        self.estimator = estimator if callable(estimator) else _checks.choice("estimator", estimator, ESTIMATORS)
         self.cosine = _checks.choice("metric", metric, {"euclidean": False, "cosine": True})
         self.commitment_weight = _checks.number("commitment_weight", commitment_weight)
         if codebook_weight is not None:

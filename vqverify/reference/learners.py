@@ -75,9 +75,7 @@ class Learner:
         return state
 
     @torch.no_grad()
-    def step(
-        self, state: dict[str, Tensor], z: Tensor, codes: Tensor, *, masked: bool = False
-    ) -> dict[str, Tensor]:
+    def step(self, state: dict[str, Tensor], z: Tensor, codes: Tensor, *, masked: bool = False) -> dict[str, Tensor]:
         """Return the state after a batch; statistics are summed over processes.
 
         **Stochastic** if codes are replaced: the global generator draws which latents take their place.

@@ -160,9 +160,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         ValueError: if a set has fewer than 2 rows, or the widths differ.
     """
     if min(len(x), len(y)) < 2 or x.ndim != 2 or x.shape[1:] != y.shape[1:]:
-        raise ValueError(
-            f"x and y must be (N, F), N at least 2; they were {tuple(x.shape)}, {tuple(y.shape)}"
-        )
+        raise ValueError(f"x and y must be (N, F), N at least 2; they were {tuple(x.shape)}, {tuple(y.shape)}")
     x, y = x.double(), y.double()
     cov_x, cov_y = (torch.atleast_2d(torch.cov(t.T)) for t in (x, y))
     values, vectors = torch.linalg.eigh(cov_x)

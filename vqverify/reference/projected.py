@@ -74,6 +74,4 @@ class ProjectedCosineVQ(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Return z_q of codes (...): the code's vector, projected back; -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.quantizer.codebook_size)
-        return decoded(
-            self.project_out(self.quantizer.decode(index)), index, channel_first=self.channel_first
-        )
+        return decoded(self.project_out(self.quantizer.decode(index)), index, channel_first=self.channel_first)

@@ -79,9 +79,7 @@ class GroupedVQ(nn.Module):
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         groups = cast("Iterable[VectorQuantizer]", self.groups)
-        outs = [
-            group(part, mask) for group, part in zip(groups, rows.chunk(self.num_groups, -1), strict=True)
-        ]
+        outs = [group(part, mask) for group, part in zip(groups, rows.chunk(self.num_groups, -1), strict=True)]
         z_q = torch.cat([out.z_q for out in outs], -1)
         loss = torch.stack([out.loss for out in outs]).mean()
         codes = torch.stack([out.codes for out in outs], -1)

@@ -23,9 +23,7 @@ def compact(identified: Mapping[str, Any]) -> RenderableType:
         answer: [name for name, item in identified.items() if item.get("value") is answer]
         for answer in (True, False, None)
     }
-    values = {
-        name: item for name, item in identified.items() if not isinstance(item.get("value"), bool | None)
-    }
+    values = {name: item for name, item in identified.items() if not isinstance(item.get("value"), bool | None)}
     lines = _lines({"has": of[True], "lacks": of[False], "unknown": of[None]})
     return Group(_table(values, fold=False), lines)
 

@@ -67,9 +67,7 @@ def _failures(report: Report, subject: SubjectReport, saved: Path | None) -> Ite
 
 
 def _headline(result: Result) -> Text:
-    text = Text.assemble(
-        ("✗ ", "bold red"), (words.title(result), "bold"), "  ", (result.label or "", "bold yellow")
-    )
+    text = Text.assemble(("✗ ", "bold red"), (words.title(result), "bold"), "  ", (result.label or "", "bold yellow"))
     text.append(f"  {result.kind}", KIND_STYLE.get(result.kind, "red"))
     if result.status == "fixed":
         text.append("  fixed: it was expected to fail", "bold green")
@@ -119,9 +117,7 @@ def _rest(subject: SubjectReport) -> Iterator[RenderableType]:
     }
     for result in of["error"]:
         yield Group(
-            Text.assemble(
-                ("! ", "bold magenta"), (words.title(result), "bold"), ("  error of the harness", "magenta")
-            ),
+            Text.assemble(("! ", "bold magenta"), (words.title(result), "bold"), ("  error of the harness", "magenta")),
             Padding(Text(words.clean(result.reason)), (0, 0, 1, 2)),
         )
     for result in of["expected"]:
@@ -172,7 +168,5 @@ def _summary(report: Report, saved: Path | None) -> Iterator[RenderableType]:
     if report.witnesses and saved is None:
         yield Text("--json REPORT.json keeps the witnesses for replay", "dim")
     if not report.complete:
-        yield Text(
-            "not complete: the run was cut short; --resume goes on from its JSON report", "bold yellow"
-        )
+        yield Text("not complete: the run was cut short; --resume goes on from its JSON report", "bold yellow")
     yield Text(words.verdict(report), "bold green" if report.exit_code == 0 else "bold red")

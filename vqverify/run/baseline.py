@@ -34,9 +34,7 @@ def marked(report: Report, old: Report) -> Report:
         replace(
             subject,
             results=tuple(
-                replace(
-                    r, known=r.status == "failed" and (subject.name, r.invariant, r.case, r.label) in before
-                )
+                replace(r, known=r.status == "failed" and (subject.name, r.invariant, r.case, r.label) in before)
                 for r in subject.results
             ),
         )
@@ -53,9 +51,7 @@ def keyed(report: Report) -> dict[Key, Result]:
 def changes(report: Report, old: Report) -> tuple[Change, ...]:
     """What differs, the worse first."""
     order = ("worse", "better", "other")
-    return tuple(
-        sorted(_changes(report, old), key=lambda change: (order.index(change.direction), change.key[:2]))
-    )
+    return tuple(sorted(_changes(report, old), key=lambda change: (order.index(change.direction), change.key[:2])))
 
 
 def _changes(report: Report, old: Report) -> Iterator[Change]:

@@ -68,17 +68,13 @@ def load(path: Path) -> tuple[Entry, ...]:
         raise ExpectationError(f"{path} cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise ExpectationError(f"{path} is not TOML: {error}") from None
-    return tuple(
-        _entry(path, number, table) for number, table in enumerate(data.get("expected", []), start=1)
-    )
+    return tuple(_entry(path, number, table) for number, table in enumerate(data.get("expected", []), start=1))
 
 
 def _entry(path: Path, number: int, table: Mapping[str, Any]) -> Entry:
     where = f"{path}, entry {number} ({table.get('invariant', 'without a row')})"
     if unknown := set(table) - set(FIELDS):
-        raise ExpectationError(
-            f"{where}: {', '.join(sorted(unknown))} is no field; there are {', '.join(FIELDS)}"
-        )
+        raise ExpectationError(f"{where}: {', '.join(sorted(unknown))} is no field; there are {', '.join(FIELDS)}")
     for name in NEEDED:
         if not str(table.get(name, "")).strip():
             raise ExpectationError(f"{where} has no {name}: an expected failure needs {', '.join(NEEDED)}")
@@ -109,9 +105,7 @@ def replayed(entry: Entry, subject: Quantizer) -> Verdict:
             f"the witness {entry.witness} of {entry.invariant} cannot be read: {error.strerror}"
         ) from None
     except (json.JSONDecodeError, WitnessError) as error:
-        raise ExpectationError(
-            f"the witness {entry.witness} of {entry.invariant} cannot be read: {error}"
-        ) from None
+        raise ExpectationError(f"the witness {entry.witness} of {entry.invariant} cannot be read: {error}") from None
     if (witness.invariant, witness.spec.name) != (entry.invariant, entry.subject):
         raise ExpectationError(
             f"the witness {entry.witness} is of {witness.invariant} on {witness.spec.name}, not of its entry"
@@ -148,10 +142,7 @@ def _apply(results: list[Result], entry: Entry, verdict: Verdict) -> list[Result
         if r.status == "failed" and key(r) == (entry.invariant, entry.case, entry.label)
     ]
     if verdict.fails and mine:
-        return [
-            replace(r, status="expected", reason=entry.reason) if i in mine else r
-            for i, r in enumerate(results)
-        ]
+        return [replace(r, status="expected", reason=entry.reason) if i in mine else r for i, r in enumerate(results)]
     if mine:
         renew = "the expected witness passes, another input fails in the same way: renew the entry"
         return [replace(r, reason=renew) if i in mine else r for i, r in enumerate(results)]
@@ -177,9 +168,7 @@ def _apply(results: list[Result], entry: Entry, verdict: Verdict) -> list[Result
     )
     # the search may miss what the witness shows: a row without a failure of its own then stands as expected
     stale = [
-        i
-        for i, r in enumerate(results)
-        if verdict.fails and r.status == "passed" and key(r)[:2] == key(added)[:2]
+        i for i, r in enumerate(results) if verdict.fails and r.status == "passed" and key(r)[:2] == key(added)[:2]
     ]
     return [*(r for i, r in enumerate(results) if i not in stale), added]
 
@@ -191,10 +180,7 @@ def key(result: Result) -> tuple[str, str | None, str | None]:
 
 def undone(results: Sequence[Result]) -> list[Result]:
     """Results as they were before `applied`, so that a resumed run can apply its own expectations."""
-    plain = [
-        replace(r, status="failed", reason=None) if r.status == "expected" and r.witness else r
-        for r in results
-    ]
+    plain = [replace(r, status="failed", reason=None) if r.status == "expected" and r.witness else r for r in results]
     return [r for r in plain if r.status not in {"expected", "fixed"}]
 
 

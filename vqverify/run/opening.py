@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from vqverify.run import expected
-from vqverify.subject import target
 from vqverify.invariant import Invariant
 from vqverify.quantizer import Finding, Quantizer, Spec
 from vqverify.report import Result, Status
+from vqverify.run import expected
+from vqverify.subject import target
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class Opened:
     """
 
     traits: Mapping[str, Finding] = field(default_factory=dict[str, Finding])
-    verdicts: Mapping[expected.Entry, expected.Verdict] = field(
-        default_factory=dict[expected.Entry, expected.Verdict]
-    )
+    verdicts: Mapping[expected.Entry, expected.Verdict] = field(default_factory=dict[expected.Entry, expected.Verdict])
     package: Mapping[str, str] | None = None
     subject: Quantizer | None = None
     broken: str = ""

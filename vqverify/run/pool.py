@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from pebble import ProcessExpired, ProcessPool
 
 from vqverify import engine
-from vqverify.run import opening
-from vqverify.run.expected import Entry
 from vqverify.invariant import registry
 from vqverify.quantizer import Spec
 from vqverify.report import dumps
+from vqverify.run import opening
+from vqverify.run.expected import Entry
 from vqverify.subject import open_subject
 
 if TYPE_CHECKING:

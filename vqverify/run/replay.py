@@ -38,17 +38,13 @@ def replay(witness: Witness, *, obj: Any = None) -> Replay:
 
     row = registry().get(witness.invariant)
     if row is None:
-        raise WitnessError(
-            f"the witness is of the row {witness.invariant!r}, which this version does not have"
-        )
+        raise WitnessError(f"the witness is of the row {witness.invariant!r}, which this version does not have")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         subject = open_subject(witness.spec, obj=obj)
         clauses = list(engine.evaluate(row, subject, witness.case))
     failing = [clause for clause in clauses if not clause.holds]
-    worst = next(
-        (clause for clause in failing if clause.label == witness.label), failing[0] if failing else None
-    )
+    worst = next((clause for clause in failing if clause.label == witness.label), failing[0] if failing else None)
     if worst is None:
         return Replay(fails=False, label=None, message="", checked=bool(clauses))
     return Replay(fails=True, label=worst.label, message=worst.message, checked=True)

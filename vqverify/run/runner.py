@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vqverify import __version__, engine, environment
-from vqverify.run import expected, opening
 from vqverify.invariant import Invariant, registry, select
 from vqverify.quantizer import Quantizer
 from vqverify.report import Report, Result, SubjectReport, dumps, subject_exit
+from vqverify.run import expected, opening
 from vqverify.run.request import Request, RequestError, profile_called
 
 BUDGET = "budget"  # the reason of a row that the budget did not reach
@@ -51,9 +51,7 @@ class Run:
         """
         if self.opened.broken:
             seed = self.request.spec.seed
-            self.done |= {
-                row.id: (opening.unchecked(row, "error", self.opened.broken, seed),) for row in self.rows
-            }
+            self.done |= {row.id: (opening.unchecked(row, "error", self.opened.broken, seed),) for row in self.rows}
         for job, outcome in self._outcomes([self._job(row) for row in self.rows if row.id not in self.done]):
             self._keep(job.ids[0], outcome)
             yield job.ids[0]
@@ -118,9 +116,7 @@ class Run:
             opening.identified(self.opened.traits), results, STATUS_OF_EXIT[code], code, asdict(spec),
             time.monotonic() - self.began,
         )  # fmt: skip
-        return Report(
-            request.described(), environment.describe(), (subject,), self.witnesses, not missing, __version__
-        )
+        return Report(request.described(), environment.describe(), (subject,), self.witnesses, not missing, __version__)
 
 
 def start(request: Request, *, obj: Any = None, resume: Report | None = None) -> Run:

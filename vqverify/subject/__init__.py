@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from vqverify import adapters
-from vqverify.subject import state
-from vqverify.subject.bare import BareEstimator, bare_plan
 from vqverify.bounds import Violation
 from vqverify.discovery import discover
-from vqverify.subject.layer import Layer
 from vqverify.quantizer import Domain, Spec
+from vqverify.subject import state
+from vqverify.subject.bare import BareEstimator, bare_plan
+from vqverify.subject.layer import Layer
 from vqverify.subject.target import TargetError, check_arguments, construct, load, suggest
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def restores(layer: Layer) -> bool:
         layer.restore()
         return True
     return len(before) == len(after) and all(
-        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(before, after, strict=True)
+        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True)
     )
 
 
@@ -148,8 +147,8 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
 
 def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> None:
     """Claims, findings, and both joined."""
-    from vqverify.subject.claims import join, read_claims
     from vqverify.identify import identify
+    from vqverify.subject.claims import join, read_claims
 
     layer.claims = read_claims(layer.spec, target, adapter_claims)
     layer.found = identify(layer)
@@ -159,9 +158,7 @@ def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> N
 def _known_arguments(kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
         if key not in {"dim", "codebook_size"}:
-            raise TargetError(
-                f"a bare estimator has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}"
-            )
+            raise TargetError(f"a bare estimator has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
     check_arguments(BareEstimator, {"estimator": None, **kwargs})
 
 
@@ -171,9 +168,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         floats = [
-            key
-            for key, value in vars(torch).items()
-            if isinstance(value, torch.dtype) and value.is_floating_point
+            key for key, value in vars(torch).items() if isinstance(value, torch.dtype) and value.is_floating_point
         ]
         raise TargetError(f"{name!r} is no floating dtype of torch{suggest(name, floats)}")
     return found

@@ -22,9 +22,7 @@ class BareEstimator(nn.Module):
 
     codebook: Tensor
 
-    def __init__(
-        self, estimator: Callable[[Tensor, Tensor], Tensor], dim: int = 4, codebook_size: int = 8
-    ) -> None:
+    def __init__(self, estimator: Callable[[Tensor, Tensor], Tensor], dim: int = 4, codebook_size: int = 8) -> None:
         """Build the layer.
 
         Args:

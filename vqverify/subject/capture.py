@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vqverify.subject.families import recognised
 from vqverify.quantizer import Level, Node
+from vqverify.subject.families import recognised
 
 COARSE = 0.35  # relative to the spread of the codes: a code with a wrong norm is still found
 TIGHT = 1e-3  # an intermediate of the estimator (a rotated latent not yet rescaled) is not
@@ -172,7 +172,9 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
     wants = [table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)] for level, table in enumerate(codebook)]
     if levels > 1 and found[0][0] == Position(-1, Reading()) and all(z is None for z, _ in found[1:]):
         found = _remainders(record, leaf, wants, found)
-    return Located(len(record), len(attached(record)), tuple((_among(record, z), _settled(record, q)) for z, q in found))
+    return Located(
+        len(record), len(attached(record)), tuple((_among(record, z), _settled(record, q)) for z, q in found)
+    )
 
 
 def _remainders(
@@ -218,11 +220,17 @@ def _locate_level(
     if not near:
         return None
     probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(want)
-    attached = [spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)]
+    attached = [
+        spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)
+    ]
     if not attached and (pair := _cancelled(record, leaf, near, probe, dim, levels)):
         return pair
     if not attached:  # a pass without an estimator: only the first level's latent is known, if it is the input
-        tight = [spot for spot in near if _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)]
+        tight = [
+            spot
+            for spot in near
+            if _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)
+        ]
         last = tight[-1] if levels > 1 and tight else near[-1]  # in a stack, a sum of codes is near its first
         return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), last
     cuts = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached]
@@ -305,7 +313,9 @@ class _Cuts:
 def _seen_before(record: Sequence[Tensor], tensor: Tensor) -> bool:
     """Whether a latent is only computed again: a layer may normalise once for the lookup and once for the estimator."""
     return any(
-        earlier.numel() == tensor.numel() and earlier.dtype == tensor.dtype and torch.equal(earlier.reshape(-1), tensor.reshape(-1))
+        earlier.numel() == tensor.numel()
+        and earlier.dtype == tensor.dtype
+        and torch.equal(earlier.reshape(-1), tensor.reshape(-1))
         for earlier in record
     )
 
@@ -331,8 +341,15 @@ def _cancelled(
         q_rows = spot.reading.rows(record[spot.index], dim, levels)
         for index in range(near[0].index - 1, -1, -1):
             tensor = record[index]
-            reading = next((r for r in readings(tensor, len(probe), dim, levels) if r.part in {None, spot.reading.part}), None)
-            if reading is None or tensor is leaf or not tensor.requires_grad or not pull(q_rows, tensor, probe.to(q_rows)).any():
+            reading = next(
+                (r for r in readings(tensor, len(probe), dim, levels) if r.part in {None, spot.reading.part}), None
+            )
+            if (
+                reading is None
+                or tensor is leaf
+                or not tensor.requires_grad
+                or not pull(q_rows, tensor, probe.to(q_rows)).any()
+            ):
                 continue
             found = Position(index, reading), spot
             if _known(record, leaf, found, probe, dim, levels):

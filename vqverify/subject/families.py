@@ -85,12 +85,12 @@ def _attached_rotation(z: Array, q: Array, g: Array) -> Array:
     return _scale(z, q) * _dot(_unit(q), g) * _unit(z)
 
 
-STRAIGHT_THROUGH = Family("straight-through", None, lambda z, q, g: g, "T9")
+STRAIGHT_THROUGH = Family("straight-through", None, lambda _z, _q, g: g, "T9")
 ROTATION = Family("rotation", None, _rotation, "T1")
 FAMILIES: tuple[Family, ...] = (
     STRAIGHT_THROUGH,
     ROTATION,
-    Family("rotation", "transposed", lambda z, q, g: oracles.rotation_jvp(z, q, g), "T2"),
+    Family("rotation", "transposed", oracles.rotation_jvp, "T2"),
     Family("rotation", "scale lost", lambda z, q, g: _rotation(z, q, g) / _scale(z, q), "T2"),
     Family("rotation", "scale inverted", lambda z, q, g: _rotation(z, q, g) / _scale(z, q) ** 2, "T2"),
     Family("rotation", "scale squared", lambda z, q, g: _rotation(z, q, g) * _scale(z, q), "T2"),
@@ -99,7 +99,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("rotation", "scale differentiated", _attached_scale, "T4"),
     Family("rotation", "rotation differentiated", _attached_rotation, "T4"),
     Family("straight-through", "scaled", lambda z, q, g: _scale(z, q) * g, "T9"),
-    Family("straight-through", "tangent only", lambda z, q, g: _tangent(z, g), "T13"),
+    Family("straight-through", "tangent only", lambda z, _q, g: _tangent(z, g), "T13"),
 )
 CORRECT = tuple(family for family in FAMILIES if family.mistake is None)
 
@@ -132,12 +132,16 @@ def fits(z: Tensor, q: Tensor, g: Tensor, got: Tensor) -> list[Fit]:
         gain = float((want * d).sum() / max((want * want).sum(), np.finfo(float).tiny))
         out.append(Fit(family, float(np.linalg.norm(d - want)) / norm, 1.0))
         out.append(Fit(family, float(np.linalg.norm(d - gain * want)) / norm, gain))
-    return sorted(out, key=lambda fit: (fit.residual > 1e-3, fit.gain != 1.0, fit.family.mistake is not None, fit.residual)
-                  if fit.residual <= 1e-3 else (True, False, False, fit.residual))
+    return sorted(
+        out,
+        key=lambda fit: (
+            (fit.residual > 1e-3, fit.gain != 1.0, fit.family.mistake is not None, fit.residual)
+            if fit.residual <= 1e-3
+            else (True, False, False, fit.residual)
+        ),
+    )
 
 
 def recognised(z: Tensor, q: Tensor, g: Tensor, got: Tensor) -> bool:
     """Whether measured gradients are those of a correct estimator, to single precision."""
-    return any(
-        fit.residual < 1e-4 and fit.gain == 1.0 and fit.family in CORRECT for fit in fits(z, q, g, got)
-    )
+    return any(fit.residual < 1e-4 and fit.gain == 1.0 and fit.family in CORRECT for fit in fits(z, q, g, got))

@@ -7,7 +7,7 @@ import functools
 import io
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqverify.subject import made
-from vqverify.subject import capture, state
 from vqverify.bounds import Violation
-from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
 from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
+from vqverify.subject import capture, made, state
+from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
 from vqverify.subject.randomness import forked
-
 
 PACKAGE = Path(__file__).parents[1]
 SUBJECTS = {"reference", "mutants"}  # layers of our own, which may be wrong
@@ -32,7 +30,7 @@ PROBE_SEED = 0x5EED0000  # far from the small seeds with which layers are built:
 
 
 @contextmanager
-def guarded(doing: str) -> Iterator[None]:
+def guarded(doing: str) -> Generator[None]:
     """Turn whatever a layer raises into `Violation("raised")`; what it prints or warns is swallowed."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -40,7 +38,7 @@ def guarded(doing: str) -> Iterator[None]:
             yield
     except Violation:
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code may raise anything)
+    except (Exception, SystemExit) as error:
         if _ours(error):
             raise
         text = str(error).strip().splitlines()
@@ -74,8 +72,16 @@ class Layer:
     _located_again: dict[tuple[bool, int, int], Any] = field(default_factory=dict[tuple[bool, int, int], Any])
 
     def forward(
-        self, z: Tensor, *, train: bool = False, seed: int = 0, trace: bool = False, grad: bool = True, groups: int = 1,
-        layout: str | None = None, via: Via | None = None,
+        self,
+        z: Tensor,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        trace: bool = False,
+        grad: bool = True,
+        groups: int = 1,
+        layout: str | None = None,
+        via: Via | None = None,
     ) -> Quantized:
         call = self._call(layout).at(train=train)
         n = len(z)
@@ -84,7 +90,11 @@ class Layer:
         record = trace and bool(before) and not self._plain(train=train)
         recorder = capture.Recorder()
         self.module.train(train)
-        with guarded(f"a {'train' if train else 'eval'} pass on {n} latents"), forked(seed), torch.set_grad_enabled(grad):
+        with (
+            guarded(f"a {'train' if train else 'eval'} pass on {n} latents"),
+            forked(seed),
+            torch.set_grad_enabled(grad),
+        ):
             x = enter(leaf, call.layout, groups)
             with recorder if record else contextlib.nullcontext():
                 invoke = functools.partial(getattr(self.module, self.plan.method), **self.plan.arguments)
@@ -93,8 +103,16 @@ class Layer:
         return self._canonical(raw, call, leaf, groups, before, recorder, train=train, trace=trace)
 
     def _canonical(
-        self, raw: Any, call: Call, leaf: Tensor, groups: int, before: tuple[Tensor, ...], recorder: capture.Recorder,
-        *, train: bool, trace: bool,
+        self,
+        raw: Any,
+        call: Call,
+        leaf: Tensor,
+        groups: int,
+        before: tuple[Tensor, ...],
+        recorder: capture.Recorder,
+        *,
+        train: bool,
+        trace: bool,
     ) -> Quantized:
         n, dim = leaf.shape
         value = _tensor(raw, call.z_q.path)
@@ -108,7 +126,7 @@ class Layer:
         levels: tuple[Level, ...] = ()
         if trace and codes is not None and before and leaf.requires_grad:
             plain = self._plain(train=train)
-            levels = (Level(z, z_q),) if plain else self._levels(recorder.tensors, leaf, codes, before, train=train)
+            levels = (Level(z, z_q),) if plain else self._levels(recorder.tensors, leaf, before, train=train)
         return Quantized(z, z_q, codes, total, losses, levels, before, raw)
 
     def _codes(self, raw: Any, call: Call, n: int, groups: int) -> Tensor | None:
@@ -119,7 +137,7 @@ class Layer:
         return codes if not codes.is_floating_point() else codes.round().long()
 
     def _levels(
-        self, record: list[Tensor], leaf: Tensor, codes: Tensor, before: tuple[Tensor, ...], *, train: bool
+        self, record: list[Tensor], leaf: Tensor, before: tuple[Tensor, ...], *, train: bool
     ) -> tuple[Level, ...]:
         located = self._located.get(train)
         if located is None or not located.fits(record):  # the state may have changed what carries a graph
@@ -271,7 +289,9 @@ class Layer:
     def decode(self, codes: Tensor, method: str) -> Tensor:
         decoder: Decoder = next(found for found in self.plan.decoders if found.method == method)
         n = len(codes)
-        shaped = enter(codes.reshape(n, *(decoder.levels or codes.shape[1:] * ("L" in decoder.codes_form))), decoder.codes_form)
+        shaped = enter(
+            codes.reshape(n, *(decoder.levels or codes.shape[1:] * ("L" in decoder.codes_form))), decoder.codes_form
+        )
         with guarded(f"{method}(codes)"), torch.no_grad():
             value = getattr(self.module, method)(shaped)
         if not isinstance(value, Tensor):
@@ -302,10 +322,10 @@ class Layer:
     def state(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in state.named_state(self.module).items()}
 
-    def build(
-        self, overrides: Mapping[str, Any] | None = None, seed: int | None = None, *, warm: bool = True
-    ) -> Layer:
-        spec = replace(self.spec, kwargs={**self.spec.kwargs, **(overrides or {})}, seed=self.spec.seed if seed is None else seed)
+    def build(self, overrides: Mapping[str, Any] | None = None, seed: int | None = None, *, warm: bool = True) -> Layer:
+        spec = replace(
+            self.spec, kwargs={**self.spec.kwargs, **(overrides or {})}, seed=self.spec.seed if seed is None else seed
+        )
         twin = replace(self, spec=spec).over(self.factory(overrides or {}, spec.seed))
         if warm:
             twin.warm_up()

@@ -28,9 +28,7 @@ def holds(record: Sequence[Tensor], want: Tensor, level: int, levels: int, toler
     )
 
 
-def find(
-    record: Sequence[Tensor], codes: Tensor, level: int, rows: int, dim: int | None = None
-) -> Tensor | None:
+def find(record: Sequence[Tensor], codes: Tensor, level: int, rows: int, dim: int | None = None) -> Tensor | None:
     """The codes (K, Dc) of a level among the recorded tensors; None if there are none.
 
     Args:

@@ -120,7 +120,7 @@ def sizes(form: str, n: int, groups: int) -> dict[str, int]:
     """Length of each axis letter for n latents in `groups` batch entries; an image is as square as n allows."""
     each = n // groups if "B" in form else n
     long = next((letter for letter in "NHTW" if letter in form), None)
-    found = {letter: 1 for letter in form}
+    found = dict.fromkeys(form, 1)
     found |= {"B": groups, "F": n, "1": 1}
     if long is not None:
         found[long] = each
@@ -135,7 +135,10 @@ def arrange(rows: Tensor, form: str, size: Mapping[str, int]) -> Tensor:
 
     The axes of `rows` after the first are those of the letters D, L and K in the form, in its order.
     """
-    order = [*(letter for letter in TOKENS if letter in form), *(letter for letter in form if letter not in TOKENS + "1")]
+    order = [
+        *(letter for letter in TOKENS if letter in form),
+        *(letter for letter in form if letter not in TOKENS + "1"),
+    ]
     shaped = rows.reshape(*(size[letter] for letter in TOKENS if letter in form), *rows.shape[1:])
     axes: list[int] = []
     for letter in form.replace("1", ""):

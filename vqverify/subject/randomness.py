@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def forked(seed: int) -> Iterator[None]:
+def forked(seed: int) -> Generator[None]:
     """Run a block with every global generator (torch on all devices, NumPy, random) seeded, then restore them.
 
     Args:

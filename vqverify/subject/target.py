@@ -139,9 +139,7 @@ def _distribution(name: str) -> tuple[str, str]:
 def _from_file(place: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
-        near = suggest(
-            path.name, (entry.name for entry in path.parent.glob("*.py")) if path.parent.is_dir() else ()
-        )
+        near = suggest(path.name, (entry.name for entry in path.parent.glob("*.py")) if path.parent.is_dir() else ())
         raise TargetError(f"there is no file {place}{near}")
     name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"  # the same in every process
     if name in sys.modules:
@@ -175,9 +173,7 @@ def _from_package(place: str) -> ModuleType:
             ) from error
         if place.startswith(f"{missing}.") or place == missing:
             parent = missing.rpartition(".")[0]
-            raise TargetError(
-                f"{parent} has no module {missing.rpartition('.')[2]!r}{_siblings(missing)}"
-            ) from error
+            raise TargetError(f"{parent} has no module {missing.rpartition('.')[2]!r}{_siblings(missing)}") from error
         raise TargetError(f"{place} cannot be imported: it needs the module {missing!r}") from error
     except (Exception, SystemExit) as error:
         raise TargetError(f"{place} cannot be imported: {_one_line(error)}") from error
