@@ -16,16 +16,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import hypothesis
 import torch
+from hypothesis.strategies import SearchStrategy
 
 from vqverify import strategies
 from vqverify.bounds import Clause, Violation
 from vqverify.case import Case, prepare
 from vqverify.invariant import Invariant, Undetermined, applicability, registry
 from vqverify.quantizer import Quantizer, Spec
-from vqverify.report import Result
+from vqverify.report import Result, Status
 from vqverify.shrink import shrink
 from vqverify.witness import Witness
 
@@ -240,7 +242,7 @@ def _dealt(row: Invariant, cases: list[Case], index: int, parts: int) -> list[Ca
     return [case for case in cases if case.origin != strategies.SEARCH] + searched[index % step :: step]
 
 
-def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
+def drawn(strategy: SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
     """One block of examples from Hypothesis: the same for the same seed, no database, no deadline."""
     cases: list[Case] = []
 
@@ -250,7 +252,7 @@ def drawn(strategy: hypothesis.strategies.SearchStrategy[Case], seed: int, count
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=cast("list[hypothesis.HealthCheck]", list(hypothesis.HealthCheck)),
         print_blob=False,
     )
     @hypothesis.given(strategy)
@@ -296,19 +298,19 @@ def _digest(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 
-def _result(row: Invariant, job: Job, status: str, case: str | None = None, **values: object) -> Result:
+def _result(row: Invariant, job: Job, status: Status, case: str | None = None, **values: Any) -> Result:
     return Result(
         invariant=row.id,
         status=status,
         kind=row.kind_of(case),
         mode=row.mode,
         state=row.state,
-        case=case,  # type: ignore[arg-type]
+        case=case,
         statement=row.statement,
         source=row.source,
         hint=row.hint,
         seed=job.seed,
-        **values,  # type: ignore[arg-type]
+        **values,
     )
 
 

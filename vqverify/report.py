@@ -160,7 +160,8 @@ def _read_subject(data: Mapping[str, Any]) -> SubjectReport:
         known["margin"] = None if item.get("margin") is None else float(item["margin"])
         known["explained_by"] = tuple(item.get("explained_by") or ())
         results.append(Result(**known))
-    return SubjectReport(**{**_only(SubjectReport, data), "results": tuple(results)})
+    known: dict[str, Any] = {**_only(SubjectReport, data), "results": tuple(results)}
+    return SubjectReport(**known)
 
 
 def _only(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""The catalogue: one module a subject; importing this package registers every row."""
+"""The catalogue: one module a subject; importing this package registers every row, in this order."""
 
-from vqverify.invariants import (  # noqa: F401  (each import registers its rows)
-    estimator,
-    fsq,
-    gap,
-    honesty,
-    interface,
-    interface_arguments,
-    interface_autograd,
-    interface_batching,
-    interface_edges,
-    interface_formats,
-    interface_lifecycle,
-    interface_precision,
-    interface_purity,
-    lookup,
-    loss,
-    loss_terms,
-    metrics,
-    residual,
-    rotation,
-    stochastic,
-    structure,
-    update,
+from importlib import import_module
+
+MODULES = (
+    "interface",
+    "interface_purity",
+    "interface_batching",
+    "interface_formats",
+    "interface_edges",
+    "interface_arguments",
+    "interface_lifecycle",
+    "interface_autograd",
+    "interface_precision",
+    "honesty",
+    "lookup",
+    "rotation",
+    "estimator",
+    "gap",
+    "loss",
+    "loss_terms",
+    "update",
+    "stochastic",
+    "residual",
+    "structure",
+    "fsq",
+    "metrics",
 )
+
+for _name in MODULES:
+    import_module(f"vqverify.invariants.{_name}")

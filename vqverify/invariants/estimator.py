@@ -13,6 +13,7 @@ from vqverify.invariant import invariant
 from vqverify.invariants.measure import (
     SAFE,
     Array,
+    Rows,
     View,
     array,
     norms,
@@ -26,6 +27,7 @@ from vqverify.invariants.measure import (
 )
 from vqverify.invariants.rotation import cotangents, received
 from vqverify.quantizer import Quantized, Quantizer
+from vqverify.subject.capture import gradient
 from vqverify.subject.families import CORRECT
 from vqverify.subject.layer import guarded
 
@@ -131,8 +133,8 @@ def local(subject: Quantizer, case: Case) -> Iterator[Clause]:
     g = torch.ones_like(case.g) + case.g
     g[::2] = 0
     got = array(subject.vjp(out, g))
-    finite = np.isfinite(got).all(1)
-    yield holds(not got[::2][finite[::2]].any(), "local", "latents whose outputs were given no gradient receive some")
+    kept = got[::2][np.isfinite(got[::2]).all(axis=1)]
+    yield holds(not kept.any(), "local", "latents whose outputs were given no gradient receive some")
 
 
 @invariant(
@@ -157,7 +159,7 @@ def linear(subject: Quantizer, case: Case) -> Iterator[Clause]:
         )
 
 
-def on_codes(subject: Quantizer, case: Case) -> Iterator[tuple[Quantized, View, Array, Array]]:
+def on_codes(subject: Quantizer, case: Case) -> Iterator[tuple[Quantized, View, Rows, Array]]:
     """Levels of a pass with the rows where the latent is its code, and how much J may differ from I there.
 
     Where no latent of the case is a code and the codebook of a single level may be written, the latents
@@ -186,7 +188,7 @@ def on_codes(subject: Quantizer, case: Case) -> Iterator[tuple[Quantized, View, 
             yield out, view, keep, bound[keep] + norms(q - z) / norms(z)
 
 
-def _same(view: View) -> Array:
+def _same(view: View) -> Rows:
     """Rows whose latent is its code, up to the rounding of a normalisation."""
     return np.flatnonzero((norms(view.z - view.q) <= 1e-5 * norms(view.q)) & (view.k >= 0))
 
@@ -228,7 +230,7 @@ def finite(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield holds(bool(torch.isfinite(loss).all()), "loss", f"loss {index} is not finite")
         if loss.requires_grad:
             with guarded("backward of the loss"):
-                (pulled,) = torch.autograd.grad(loss.sum(), out.z.tensor, retain_graph=True, allow_unused=True)
+                pulled = gradient(loss.sum(), out.z.tensor)
             if pulled is not None:
                 yield holds(
                     bool(torch.isfinite(pulled).all()), "loss gradient", f"the gradient of loss {index} is not finite"
@@ -255,13 +257,13 @@ def detached(subject: Quantizer, case: Case) -> Iterator[Clause]:
         rows = level.q_c.rows
         g = torch.ones_like(rows).requires_grad_()
         try:
-            (first,) = torch.autograd.grad(rows, level.z_c.tensor, g, create_graph=True, allow_unused=True)
+            first = gradient(rows, level.z_c.tensor, g, create_graph=True)
         except RuntimeError as error:
             raise Violation("raised", f"backward with create_graph raised {error}") from error
         if first is None or not first.requires_grad:
             continue
         try:
-            (again,) = torch.autograd.grad(first.square().sum(), level.z_c.tensor, retain_graph=True, allow_unused=True)
+            again = gradient(first.square().sum(), level.z_c.tensor)
         except RuntimeError:
             continue  # a backward that is marked as differentiable once refuses, and says so
         left = 0.0 if again is None else float(torch.nan_to_num(again).abs().max())

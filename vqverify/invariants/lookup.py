@@ -13,6 +13,7 @@ from vqverify.invariant import invariant
 from vqverify.invariants.measure import (
     SAFE,
     Array,
+    Mask,
     View,
     array,
     norms,
@@ -107,7 +108,7 @@ def _metric(subject: Quantizer) -> str:
     return "euclidean" if finding.value == "dot" and finding.origin == "identified" else str(finding.value)
 
 
-def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
+def _regret(subject: Quantizer, view: View, kept: Mask, u: float) -> Clause:
     z, k, book = view.z[kept], view.k[kept], view.codebook
     d = z.shape[1]
     metric = _metric(subject)
@@ -152,14 +153,14 @@ def _regret(subject: Quantizer, view: View, kept: Array, u: float) -> Clause:
 def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Far from the origin, too, the chosen code is nearest within the bound of direct differences."""
     u = roundoff(subject)
-    own = subject.codebooks()
-    d = own[0].shape[1]
-    if d != subject.domain.dim or len(own) > 1:
+    own, *rest = subject.codebooks()
+    d = own.shape[1]
+    if d != subject.domain.dim or rest:
         return
     generator = torch.Generator().manual_seed(case.seed)
-    spread = own[0].std().clamp_min(1e-3)
+    spread = own.std().clamp_min(1e-3)
     shift = 1000.0 * spread * torch.sign(torch.randn(d, generator=generator))
-    subject.set_codebook([(own[0] + shift.to(own[0]))])
+    subject.set_codebook([own + shift.to(own)])
     z = (torch.randn(64, d, generator=generator) * spread + shift).to(subject.domain.dtype)
     for view in views(subject.forward(z, train=True, seed=case.seed, trace=True)):
         distance = squared_distances(view.z, view.codebook)
@@ -182,7 +183,7 @@ def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Quantising a code returns it (or a duplicate of it)."""
-    (table, *_) = subject.codebooks()
+    table = subject.codebooks()[0]
     if table.shape[1] != subject.domain.dim:
         return
     u = roundoff(subject)

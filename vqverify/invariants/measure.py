@@ -17,6 +17,8 @@ from vqverify.quantizer import Level, Place, Quantized, Quantizer
 from vqverify.symbolic import oracles
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]  # which latents, by index
+Mask = NDArray[np.bool_]  # which latents, one flag each
 GUARD = 1e-6  # the ε that layers customarily add to a norm, or clamp it at
 SAFE = 1e-2  # a row is judged by a law only where its rounding bound is below this
 

@@ -14,6 +14,7 @@ from vqverify.invariant import invariant
 from vqverify.invariants.measure import (
     SAFE,
     Array,
+    Rows,
     View,
     array,
     norms,
@@ -33,7 +34,7 @@ WHOLE = 16  # up to this dimension the Jacobian is looked at as a whole
 MOST_ENTRIES = 10**6  # of the Jacobians of one batch: D vector-Jacobian products, N·D² numbers
 
 
-def judged(view: View, u: float) -> tuple[Array, Array]:
+def judged(view: View, u: float) -> tuple[Rows, Array]:
     """Rows that a law judges, as indices, with their relative bound."""
     bound = rotation_law_bound(view.z, view.q, u)
     keep = np.flatnonzero((bound < SAFE) & (view.k >= 0))
@@ -92,7 +93,7 @@ def _turns(subject: Quantizer, case: Case) -> Iterator[_Turn]:
         yield _Turn(view, bound + 4 * u, r, z, q)  # the basis is rounded to the layer's dtype
 
 
-def _basis(view: View, keep: Array) -> Array:
+def _basis(view: View, keep: Rows) -> Array:
     """An orthonormal basis for each row, (N, m, D): all of it up to D = 16, else span(z, q) and eight more."""
     n, d = view.z.shape
     if d <= WHOLE:

@@ -136,8 +136,13 @@ def pull(src: Tensor, dst: Tensor, g: Tensor) -> Tensor:
         return g
     if not src.requires_grad or not dst.requires_grad:
         return torch.zeros_like(dst)
-    (found,) = torch.autograd.grad(src, dst, g, retain_graph=True, allow_unused=True)
+    found = gradient(src, dst, g)
     return torch.zeros_like(dst) if found is None else found
+
+
+def gradient(src: Tensor, dst: Tensor, g: Tensor | None = None, *, create_graph: bool = False) -> Tensor | None:
+    """Jᵀg from src to dst, the graph kept; None where nothing connects them."""
+    return torch.autograd.grad(src, dst, g, retain_graph=True, create_graph=create_graph, allow_unused=True)[0]
 
 
 def node(tensor: Tensor, reading: Reading, dim: int, levels: int) -> Node:

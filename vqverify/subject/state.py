@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (dict, list, set, collections.deque)
+DEEPEST = 3  # nested containers that are looked into
 _MODULE_TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -52,12 +52,16 @@ def take(module: nn.Module) -> Snapshot:
         if isinstance(value, Tensor):
             if id(value) not in tensors:
                 tensors[id(value)] = _SavedTensor(value, value.detach().clone(), value.requires_grad)
-        elif isinstance(value, _PLAIN) and depth < 3:
+        elif isinstance(value, dict) and depth < DEEPEST:
             containers.append((value, copy.copy(value)))
-            for item in value.values() if isinstance(value, dict) else value:
+            for item in value.values():
                 keep(item, depth + 1)
-        elif not isinstance(value, nn.Module) and callable(getattr(value, "load_state_dict", None)):
-            holders.append(_SavedDict(value, copy.deepcopy(value.state_dict())))
+        elif isinstance(value, list | set | collections.deque) and depth < DEEPEST:
+            containers.append((value, copy.copy(value)))
+            for item in value:
+                keep(item, depth + 1)
+        elif not isinstance(value, nn.Module) and hasattr(value, "load_state_dict"):
+            holders.append(_SavedDict(value, copy.deepcopy(_state_dict(value))))
 
     for child in module.modules():
         for table in (child.__dict__, *(child.__dict__[name] for name in _MODULE_TABLES)):
@@ -66,6 +70,11 @@ def take(module: nn.Module) -> Snapshot:
                 if name not in _MODULE_TABLES:
                     keep(value)
     return Snapshot(tuple(tables), tuple(tensors.values()), tuple(containers), tuple(holders))
+
+
+def _state_dict(holder: Any) -> Any:
+    """State of an optimizer or the like."""
+    return holder.state_dict()
 
 
 @torch.no_grad()
@@ -90,10 +99,8 @@ def _write(saved: _SavedTensor) -> None:
         tensor.grad = None
     if tensor.grad_fn is not None:
         tensor.detach_()
-    if tensor.shape != saved.value.shape or tensor.dtype != saved.value.dtype:
+    if tensor.shape != saved.value.shape or tensor.dtype != saved.value.dtype or tensor.is_inference():
         tensor.data = saved.value.clone()
-    elif tensor.is_inference():
-        tensor.set_(saved.value.clone())
     else:
         tensor.data.copy_(saved.value)
     if tensor.is_leaf and tensor.requires_grad != saved.requires_grad:
