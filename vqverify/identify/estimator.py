@@ -1,7 +1,7 @@
 """Which estimator: measured gradients against the families of `vqverify.subject.families`, in code space.
 
 Each level is fitted on its own; where latents and codes share one space and there is one level, z to z_q is fitted
-too, which sees what happens around the level. A family counts when it explains the gradients to 0.1%: single
+too, which sees what happens around the level; so is a stack whose levels carry no gradient. A family counts when it explains the gradients to 0.1%: single
 precision leaves 1e-6 on generic points, another family 1e-1.
 """
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vqverify.quantizer import Place, Quantized
 
 EXPLAINS = 1e-3
+COARSE = 0.2  # z_q is a sum of codes, up to what a mistake in the value may do
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,13 @@ class Gradients:
     g: Tensor
     got: Tensor
 
+    around: bool = False  # from z to z_q of a stack, against the sum of its codes
+
     @property
     def where(self) -> str:
         """For the evidence."""
+        if self.around:
+            return "around the stack, z to z_q"
         return "z to z_q" if self.src == "z_q" else f"level {self.src[1]}"
 
     @property
@@ -71,6 +76,24 @@ def _through(probe: Probe, out: Quantized) -> Gradients:
     known = out.codes is not None and out.codes.shape[1] == 1 and len(book) == 1 and book[0].shape[1] == z.shape[1]
     code = code_rows(out, 0, book[0]) if known else None
     return Gradients(out, "z_q", "z", z, code, value.detach(), g, probe.layer.vjp(out, g))
+
+
+def _around(through: Gradients) -> Gradients:
+    """The same gradients against the sum of the codes: one estimator around a stack (T34)."""
+    out = through.out
+    if out.codes is None or any(e.shape[1] != through.z.shape[1] for e in out.codebook):
+        return through
+    total = torch.stack([code_rows(out, level, e) for level, e in enumerate(out.codebook)]).sum(0)
+    near = total.shape == through.value.shape and relative(through.value - total, total) < COARSE
+    return replace(through, code=total.to(through.value), around=True) if near else through
+
+
+def _carries(probe: Probe, out: Quantized, level: int) -> bool:
+    """Whether any gradient reaches the latent of a level from its code."""
+    if out.levels[level].z_c is None:
+        return False
+    rows = out.levels[level].q_c.rows
+    return bool(probe.layer.vjp(out, cotangents(rows), ("q_c", level), ("z_c", level)).any())
 
 
 def _fit(m: Gradients) -> Fit | None:
@@ -186,6 +209,8 @@ def _identify(probe: Probe, *, train: bool) -> Finding:
         if out.codes is not None and out.codes.shape[1] > 1 and outer.value is None:
             raise Unknown("code space of the levels was not located")
         return outer
+    if len(out.levels) > 1 and not any(_carries(probe, out, level) for level in range(len(out.levels))):
+        return _verdict(_around(through), probe, train=train)
     inner = _agreed([_verdict(_at_level(probe, out, i), probe, train=train) for i in range(len(out.levels))])
     return _whole(inner, outer) if through.code is not None else inner
 

@@ -7,17 +7,15 @@ comes out as what it is, a missing commitment gradient beside a codebook gradien
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqverify.subject.capture import pull
 from vqverify.identify.learning import takes_gradient
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant, latents_at, relative
 from vqverify.quantizer import Finding, Quantized
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FITS = 1e-2
 REDUCTIONS = ("mean", "token-mean", "sum", "batch-mean")
@@ -38,18 +36,44 @@ class Coefficients:
     where: str
 
 
-def _sides(out: Quantized) -> list[tuple[str, Tensor, Tensor, Tensor]]:
-    """(where, tensor to differentiate by, z rows, q rows) of every place where the loss may be measured."""
-    sides: list[tuple[str, Tensor, Tensor, Tensor]] = []
+@dataclass(frozen=True)
+class Side:
+    """A place where the loss may be measured: its gradient there, beside z − q, (N, D) each."""
+
+    where: str
+    got: Tensor
+    away: Tensor
+
+
+def _sides(out: Quantized, at_z: Tensor) -> list[Side]:
+    """The last level (whatever is around it), z itself, and z against all the levels of a stack."""
+    sides: list[Side] = []
     assert out.loss is not None
     if out.levels and (last := out.levels[-1].z_c):
         got = last.to_rows(pull(out.loss, last.tensor, torch.ones_like(out.loss)))
-        code = out.codebook[-1][_column(out, -1)]
-        sides.append((f"level {len(out.levels) - 1}", got, last.rows.detach(), code))
+        sides.append(Side(f"level {len(out.levels) - 1}", got, last.rows.detach() - code_rows(out, -1)))
     if len(out.levels) < 2:
-        got = pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
-        sides.append(("z and z_q", got, out.z.rows.detach(), out.z_q.rows.detach()))
-    return sides
+        sides.append(Side("z and z_q", at_z, (out.z.rows - out.z_q.rows).detach()))
+    return sides + [Side(where, at_z, away) for where, away in _stacks(out)]
+
+
+def _stacks(out: Quantized) -> list[tuple[str, Tensor]]:
+    """Σ (z_l − q_l) over the levels of a residual stack, and (z_l − q_l) side by side over groups."""
+    if out.codes is None or len(out.codebook) < 2 or out.codes.shape[1] != len(out.codebook):
+        return []
+    z = out.z.rows.detach().double()
+    codes = [code_rows(out, level).double() for level in range(len(out.codebook))]
+    if all(q.shape == z.shape for q in codes):
+        rests = z[None] - torch.stack(codes).cumsum(0)
+        return [("z, over the levels", rests.sum(0))]
+    beside = torch.cat(codes, 1)
+    return [("z, over the groups", z - beside)] if beside.shape == z.shape else []
+
+
+def code_rows(out: Quantized, level: int) -> Tensor:
+    """The code e[k] of each latent at one level, (N, Dc)."""
+    assert out.codes is not None
+    return out.codebook[level][_column(out, level)]
 
 
 def _column(out: Quantized, level: int) -> Tensor:
@@ -65,19 +89,22 @@ def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
         raise Unknown("the layer returns no loss")
     if not out.loss.requires_grad:
         return Coefficients(n, 1, 0.0, None, 0.0, "no gradient leaves the loss")
-    best: Coefficients | None = None
-    for where, got, z, q in _sides(out):
-        away = (z - q).double()
-        a = float((got.double() * away).sum() / away.square().sum().clamp_min(1e-300)) / 2
-        residual = relative(got.double() - 2 * a * away, got) if bool(got.any()) else 0.0
-        if best is None or residual < best.residual or (best.commitment == 0 and a != 0 and residual < FITS):
-            best = Coefficients(n, z.shape[1], a, None, residual, where)
-    assert best is not None
-    if best.residual > FITS:
-        raise Unknown(
-            f"d loss/dz is no multiple of z − q (residual {best.residual:.2g}): the loss holds other terms"
-        )
+    at_z = pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
+    found = [_fitted(n, side) for side in _sides(out, at_z)]
+    # a level may be located on another branch of the graph than the loss: 0 there is no 0 at z
+    moving = [c for c in found if c.commitment] if bool(at_z.any()) else found
+    best = min(moving, key=lambda c: c.residual, default=None)
+    if best is None or best.residual > FITS:
+        off = f" (residual {best.residual:.2g})" if best else ""
+        raise Unknown(f"d loss/dz is no multiple of z − q{off}: the loss holds other terms, or its levels were not found")
     return _with_codebook(probe, out, best)
+
+
+def _fitted(n: int, side: Side) -> Coefficients:
+    got, away = side.got.double(), side.away.double()
+    a = float((got * away).sum() / away.square().sum().clamp_min(1e-300)) / 2
+    residual = relative(got - 2 * a * away, got) if bool(got.any()) else 0.0
+    return Coefficients(n, away.shape[1], a, None, residual, side.where)
 
 
 def _with_codebook(probe: Probe, out: Quantized, found: Coefficients) -> Coefficients:
