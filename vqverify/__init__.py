@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vqverify._version import __version__
 
 if TYPE_CHECKING:
     from vqverify.api import check_quantizer
@@ -24,7 +24,7 @@ _HOME = {
 
 __all__ = [
     "Domain", "Finding", "Invariant", "Quantized", "Quantizer", "Report", "Result", "Spec", "Violation",
-    "Witness", "check_quantizer", "open_subject", "parametrize_with_invariants", "within",
+    "Witness", "__version__", "check_quantizer", "open_subject", "parametrize_with_invariants", "within",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 import click
 
-from vqverify import __version__
+from vqverify._version import __version__
 
 COMMANDS = {
     "check": "check",

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vqverify import __version__, engine, environment
+from vqverify import engine, environment
+from vqverify._version import __version__
 from vqverify.invariant import Invariant, registry, select
 from vqverify.quantizer import Quantizer
 from vqverify.report import Report, Result, SubjectReport, dumps, subject_exit

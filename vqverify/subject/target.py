@@ -110,7 +110,7 @@ def package_of(factory: Any) -> tuple[str, str] | None:
     """Name and version of the distribution that a class comes from; None for a local file."""
     top = getattr(factory, "__module__", "").partition(".")[0]
     if top == "vqverify":
-        from vqverify import __version__
+        from vqverify._version import __version__
 
         return "vqverify", __version__
     if not top or top not in sys.modules or not hasattr(sys.modules[top], "__path__"):
