@@ -63,9 +63,7 @@ def _repeats(probe: Probe, *, train: bool) -> tuple[bool, str]:
     others = [probe.run(probe.z, train=train, seed=seed) for seed in (1, 2)]
     values = all(_same(first.z_q.rows.detach(), other.z_q.rows.detach()) for other in others)
     codes = all(
-        first.codes is None or torch.equal(first.codes, other.codes)
-        for other in others
-        if other.codes is not None
+        first.codes is None or torch.equal(first.codes, other.codes) for other in others if other.codes is not None
     )
     mode = "train" if train else "eval"
     if values and codes:
@@ -178,9 +176,7 @@ def settable(probe: Probe) -> Findings:
         raise Unknown("no codes to compare with")
     before = probe.train
     if out.levels:
-        pairs = [
-            (level.q_c.rows.detach(), code_rows(out, i, wanted[i])) for i, level in enumerate(out.levels)
-        ]
+        pairs = [(level.q_c.rows.detach(), code_rows(out, i, wanted[i])) for i, level in enumerate(out.levels)]
     elif wanted[0].shape[1] == layer.domain.dim:
         total = torch.stack([code_rows(out, i, e) for i, e in enumerate(wanted)]).sum(0)
         pairs = [(out.z_q.rows.detach(), total)]
@@ -191,9 +187,7 @@ def settable(probe: Probe) -> Findings:
                 moved, evidence="z_q changed with the codebook; code space was not located to compare rows"
             )
         }
-    worst = max(
-        float((got - want).norm() / (want - want.mean(0)).norm().clamp_min(1e-30)) for got, want in pairs
-    )
+    worst = max(float((got - want).norm() / (want - want.mean(0)).norm().clamp_min(1e-30)) for got, want in pairs)
     return {
         "settable": Finding(
             worst < 0.35,

@@ -6,6 +6,7 @@ comes out as what it is, a missing commitment gradient beside a codebook gradien
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from vqverify.subject.capture import pull
 from vqverify.identify.learning import takes_gradient
+from vqverify.identify.structure import heads
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant, latents_at, relative
 from vqverify.quantizer import Finding, Quantized
 
 FITS = 1e-2
+GROUPS = "z, over the groups"
+COMMITMENT_NAMES = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")
 REDUCTIONS = ("mean", "token-mean", "sum", "batch-mean")
 
 
@@ -47,14 +51,15 @@ class Side:
 
 def _sides(out: Quantized, at_z: Tensor) -> list[Side]:
     """The last level (whatever is around it), z itself, and z against all the levels of a stack."""
-    sides: list[Side] = []
+    stacks = [Side(where, at_z, away) for where, away in _stacks(out)]
+    sides = [side for side in stacks if side.where == GROUPS]
     assert out.loss is not None
     if out.levels and (last := out.levels[-1].z_c):
         got = last.to_rows(pull(out.loss, last.tensor, torch.ones_like(out.loss)))
         sides.append(Side(f"level {len(out.levels) - 1}", got, last.rows.detach() - code_rows(out, -1)))
     if len(out.levels) < 2:
         sides.append(Side("z and z_q", at_z, (out.z.rows - out.z_q.rows).detach()))
-    return sides + [Side(where, at_z, away) for where, away in _stacks(out)]
+    return sides + [side for side in stacks if side.where != GROUPS]
 
 
 def _stacks(out: Quantized) -> list[tuple[str, Tensor]]:
@@ -67,7 +72,7 @@ def _stacks(out: Quantized) -> list[tuple[str, Tensor]]:
         rests = z[None] - torch.stack(codes).cumsum(0)
         return [("z, over the levels", rests.sum(0))]
     beside = torch.cat(codes, 1)
-    return [("z, over the groups", z - beside)] if beside.shape == z.shape else []
+    return [(GROUPS, z - beside)] if beside.shape == z.shape else []
 
 
 def code_rows(out: Quantized, level: int) -> Tensor:
@@ -93,10 +98,14 @@ def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
     found = [_fitted(n, side) for side in _sides(out, at_z)]
     # a level may be located on another branch of the graph than the loss: 0 there is no 0 at z
     moving = [c for c in found if c.commitment] if bool(at_z.any()) else found
-    best = min(moving, key=lambda c: c.residual, default=None)
-    if best is None or best.residual > FITS:
-        off = f" (residual {best.residual:.2g})" if best else ""
-        raise Unknown(f"d loss/dz is no multiple of z − q{off}: the loss holds other terms, or its levels were not found")
+    best = next((c for c in moving if c.residual <= FITS), None)
+    if best is None:
+        off = f" (residual {min(c.residual for c in moving):.2g})" if moving else ""
+        raise Unknown(
+            f"d loss/dz is no multiple of z − q{off}: the loss holds other terms, or its levels were not found"
+        )
+    if best.where != GROUPS and heads(out):  # a mean over all heads
+        best = replace(best, dim=best.dim * len(out.levels))
     return _with_codebook(probe, out, best)
 
 
@@ -120,9 +129,7 @@ def _with_codebook(probe: Probe, out: Quantized, found: Coefficients) -> Coeffic
     b = float((got * want).sum() / want.square().sum().clamp_min(1e-300)) / 2
     residual = relative(got - 2 * b * want, got)
     if residual > FITS:
-        raise Unknown(
-            f"d loss/de is no multiple of Σ(e − z) (residual {residual:.2g}): the loss holds other terms"
-        )
+        raise Unknown(f"d loss/de is no multiple of Σ(e − z) (residual {residual:.2g}): the loss holds other terms")
     return replace(found, codebook=b, residual=max(residual, found.residual))
 
 
@@ -140,9 +147,7 @@ def loss(probe: Probe) -> Findings:
     ratio = _size(two) / _size(one)
     shrinks = abs(ratio - 0.5) < 0.02
     if not shrinks and abs(ratio - 1) > 0.02:
-        raise Unknown(
-            f"from 48 to 96 latents the gradient changes by the factor {ratio:.3g}: neither mean nor sum"
-        )
+        raise Unknown(f"from 48 to 96 latents the gradient changes by the factor {ratio:.3g}: neither mean nor sum")
     options = {"mean": one.n * one.dim, "token-mean": one.n} if shrinks else {"sum": 1}
     if not shrinks and _by_batch(probe, one):
         options = {"batch-mean": 1}
@@ -153,7 +158,18 @@ def loss(probe: Probe) -> Findings:
     text = f"d loss/dz = 2·{commitment:.4g}·(z − q)"
     text += f" and d loss/de = 2·{codebook:.4g}·Σ(e − z)" if codebook is not None else ""
     text += f", times the factor of a {reduction}, at {one.where}, residual {one.residual:.1e}"
-    return _findings((commitment, codebook, reduction, convention, beta, weights), text)
+    return _findings((commitment, codebook, reduction, convention, beta, weights), text) | _inner(probe)
+
+
+def _inner(probe: Probe) -> Findings:
+    """A second commitment argument: then one weight may be the commitment's, and the other the whole loss's."""
+    parameters = inspect.signature(type(probe.layer.module).__init__).parameters
+    values = {name: p.default for name, p in parameters.items()} | dict(probe.layer.spec.kwargs)
+    for name, value in values.items():
+        known = name.lower() in COMMITMENT_NAMES or isinstance(value, bool) or not isinstance(value, int | float)
+        if "commit" in name.lower() and not known:
+            return {"inner_commitment_weight": Finding(float(value), evidence=f"argument {name}={value!r}")}
+    return {}
 
 
 def _findings(values: tuple[Any, ...], text: str) -> Findings:

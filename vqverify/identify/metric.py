@@ -65,9 +65,7 @@ def metric(probe: Probe) -> Findings:
         if codes is not None:
             scores = _agreement([(z, (probe.train.codebook or layer.codebooks())[0], codes[:, 0])])
     best = max(scores, key=lambda name: scores[name])
-    text = (
-        f"{best.partition(':')[0]} explains {scores[best]:.0%} of the codes of {len(probe.z)} generic latents"
-    )
+    text = f"{best.partition(':')[0]} explains {scores[best]:.0%} of the codes of {len(probe.z)} generic latents"
     if scores[best] <= AGREES:
         raise Unknown(f"no metric explains the codes: {text} at best")
     equal = [name for name in scores if ":" not in name and scores[name] > scores[best] - 0.02]
@@ -79,9 +77,7 @@ def metric(probe: Probe) -> Findings:
         )
     return {
         "metric": Finding(name, evidence=text, mistake=mistake or None),
-        "metric_equivalent": Finding(
-            equal, evidence="metrics that choose the same codes on this layer's codebooks"
-        ),
+        "metric_equivalent": Finding(equal, evidence="metrics that choose the same codes on this layer's codebooks"),
     }
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant, latents_at
+from vqverify.identify.probes import Findings, Probe, Unknown, attempt, latents_at
+from vqverify.identify.sampled import sampled
 from vqverify.quantizer import Finding
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def _silenced(found: list[Any]) -> Generator[None]:
 
 @attempt("temperature")
 def temperature(probe: Probe) -> Findings:
-    """τ of a softmax: from the size of Gumbel noise in its logits, or from its slope against squared distances."""
+    """τ of a softmax: from the size of Gumbel noise in its logits, or from its slope against distances; else of drawn codes."""
     first = next(nodes(probe.train.z_q.tensor.grad_fn), None)
     if first is None:
-        return {"temperature": dormant("no gradient runs through a softmax over the codes")}
+        return {"temperature": sampled(probe)}
     one = _centred(weights(first))
     again = next(nodes(probe.run(probe.z, train=True, seed=1).z_q.tensor.grad_fn))
     difference = one - _centred(weights(again))
@@ -85,7 +86,9 @@ def temperature(probe: Probe) -> Findings:
     if float(difference.abs().mean()) > 1e-3:
         # log p = (logit + Gumbel)/τ + constant: a difference of two draws has variance 2 (π²/6) (K − 1)/K / τ²
         tau = math.pi / math.sqrt(3) * math.sqrt((k - 1) / k) / float(difference.square().mean().sqrt())
-        text = f"the weights of two seeds differ as Gumbel noise over τ = {tau:.3g} makes them, for {one.numel()} weights"
+        text = (
+            f"the weights of two seeds differ as Gumbel noise over τ = {tau:.3g} makes them, for {one.numel()} weights"
+        )
         return {"temperature": Finding(float(f"{tau:.3g}"), evidence=text)}
     return {"temperature": _by_distance(probe.train, one)}
 
@@ -95,11 +98,17 @@ def _by_distance(out: Quantized, logs: Tensor) -> Finding:
         raise Unknown("no stored codebook to compare the softmax with")
     z = latents_at(out, 0).double()
     distance = torch.cdist(z, out.codebook[0].double())
-    for name, logit in (("−|z − e|²", -distance.square()), ("−|z − e|", -distance), ("z·e", z @ out.codebook[0].double().t())):
+    for name, logit in (
+        ("−|z − e|²", -distance.square()),
+        ("−|z − e|", -distance),
+        ("z·e", z @ out.codebook[0].double().t()),
+    ):
         x = (logit - logit.mean(-1, keepdim=True)).reshape(-1)
         slope = float((x @ logs.reshape(-1)) / (x @ x))
         if slope > 0 and float((logs.reshape(-1) - slope * x).norm() / logs.norm()) < 0.02:
-            return Finding(float(f"{1 / slope:.3g}"), evidence=f"the weights are softmax({name} / τ) with τ = {1 / slope:.3g}")
+            return Finding(
+                float(f"{1 / slope:.3g}"), evidence=f"the weights are softmax({name} / τ) with τ = {1 / slope:.3g}"
+            )
     raise Unknown("the softmax is of no distance that probing knows")
 
 

@@ -24,7 +24,11 @@ def _view(layer: Layer, slot: Slot) -> Tensor:
     return tensor.t() if slot.transposed else tensor
 
 
-@attempt("smoothing", "smoothing_kind", "replacement")
+NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")
+SHOWN = NAMES[:3]
+
+
+@attempt(*NAMES)
 def smoothing(probe: Probe) -> Findings:
     """N̂ = m'/c' as a function of N', from a step with counts from 1e-9 to 1: none, Laplace or clamp, and ε."""
     layer = probe.layer
@@ -34,7 +38,7 @@ def smoothing(probe: Probe) -> Findings:
     elif all(torch.equal(a, b) for a, b in zip(crowded.before, crowded.after, strict=True)):
         idle = "no training pass moves the codebook"
     if idle:
-        return dict.fromkeys(("smoothing", "smoothing_kind", "replacement"), dormant(idle))
+        return dict.fromkeys(NAMES, dormant(idle))
 
     def prepare() -> None:
         for (counts, sums), e in zip(layer.plan.accumulators, layer.codebooks(), strict=False):
@@ -49,17 +53,18 @@ def smoothing(probe: Probe) -> Findings:
         raise Unknown("every code received a latent")
     found = _replaced(step, unused)
     if found["replacement"].value == "batch":
-        return found | dict.fromkeys(
-            ("smoothing", "smoothing_kind"), dormant("rare codes are replaced before smoothing shows")
-        )
+        return found | dict.fromkeys(SHOWN, dormant("rare codes are replaced before smoothing shows"))
     smoothed = _smoothed(old.counts, new.counts, unused)
     m, size = new.sums.double()[unused], (old if smoothed else new).counts.double()
     estimate = (m * c[unused]).sum(1) / c[unused].square().sum(1).clamp_min(1e-300)
     if probe.layer.plan.sphere or relative(m - estimate[:, None] * c[unused], m) > 0.1:
-        return found | dict.fromkeys(
-            ("smoothing", "smoothing_kind"), dormant("codes are normalised after the update")
-        )
-    return found | _curve(estimate, size[unused], float(new.counts.double().sum()), len(c))
+        return found | dict.fromkeys(SHOWN, dormant("codes are normalised after the update"))
+    text = "counts of unused codes more than doubled" if smoothed else "counts of unused codes did not grow"
+    return (
+        found
+        | {"smoothing_stored": Finding(smoothed, evidence=text)}
+        | _curve(estimate, size[unused], float(new.counts.double().sum()), len(c))
+    )
 
 
 def _smoothed(old: Tensor, new: Tensor, unused: Tensor) -> bool:

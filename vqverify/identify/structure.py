@@ -21,9 +21,7 @@ def sizes(probe: Probe) -> Findings:
     found = {"dim": Finding(probe.layer.domain.dim, evidence="length of a latent that the layer takes")}
     sizes_ = {len(e) for e in books}
     if len(sizes_) == 1:
-        found["codebook_size"] = Finding(
-            sizes_.pop(), evidence=f"rows of the stored codebook, {len(books)} level(s)"
-        )
+        found["codebook_size"] = Finding(sizes_.pop(), evidence=f"rows of the stored codebook, {len(books)} level(s)")
     else:
         found["codebook_size"] = unknown_(f"no codebook of one size is stored (sizes {sorted(sizes_)})")
     return found
@@ -41,15 +39,17 @@ def structure(probe: Probe) -> Findings:
             raise Unknown("no stored codebook, and z_q is not a function of each coordinate alone")
         return _named("plain", 1, 1, "one code a latent, one codebook")
     if _chained(out):
-        return _named(
-            "residual", columns, 1, f"{columns} code columns, each level searches what the last one left"
-        )
+        return _named("residual", columns, 1, f"{columns} code columns, each level searches what the last one left")
     if _separate(probe, columns):
-        return _named(
-            "grouped", 1, columns, f"{columns} code columns, each a function of its own slice of the latent"
-        )
+        return _named("grouped", 1, columns, f"{columns} code columns, each a function of its own slice of the latent")
     if _summed(out):
         return _named("residual", columns, 1, f"{columns} code columns, z_q is the sum of their codes")
+    if heads(out):
+        text = f"{columns} code columns, each searches its own slice of one projected latent"
+        return {**_named("grouped", 1, columns, text), "structure": unknown_(f"{text}: z itself has no such slices")}
+    if length := _runs(out):
+        text = f"{columns} code columns: {columns // length} stacks of {length} levels side by side"
+        return {**_named("", length, columns // length, text), "structure": unknown_(text)}
     raise Unknown(f"{columns} code columns that are neither a sum nor slices")
 
 
@@ -61,13 +61,33 @@ def _named(kind: str, quantizers: int, heads: int, evidence: str) -> Findings:
     }
 
 
-def _chained(out: Quantized) -> bool:
-    """z_c of each level is z_c of the level before minus its code."""
+def heads(out: Quantized) -> bool:
+    """Whether all levels search parts of one and the same tensor."""
+    tensors = [level.z_c.tensor for level in out.levels if level.z_c is not None]
+    return len(tensors) == len(out.levels) > 1 and all(tensor is tensors[0] for tensor in tensors)
+
+
+def _links(out: Quantized) -> list[bool]:
+    """For each level but the first, whether its z_c is z_c of the level before minus its code."""
     rows = [level.z_c.rows.detach() for level in out.levels if level.z_c is not None]
-    if len(rows) < 2 or len({z.shape for z in rows}) > 1:
-        return False
+    if len(rows) != len(out.levels) or len({z.shape for z in rows}) > 1:
+        return []
     codes = [code_rows(out, level, e) for level, e in enumerate(out.codebook)]
-    return all(relative(b - (a - q), a) < 0.05 for a, b, q in zip(rows, rows[1:], codes, strict=False))
+    return [relative(b - (a - q), a) < 0.05 for a, b, q in zip(rows, rows[1:], codes, strict=False)]
+
+
+def _chained(out: Quantized) -> bool:
+    links = _links(out)
+    return bool(links) and all(links)
+
+
+def _runs(out: Quantized) -> int | None:
+    """Length of the chains of levels, where all are equally long."""
+    links = _links(out)
+    starts = [0, *(i + 1 for i, linked in enumerate(links) if not linked)]
+    length = len(out.levels) // len(starts)
+    equal = starts == list(range(0, len(out.levels), max(1, length)))
+    return length if links and length > 1 and equal else None
 
 
 def _summed(out: Quantized) -> bool:
@@ -116,9 +136,7 @@ def _scalar(probe: Probe) -> Findings | None:
     if max(levels) > MANY or min(levels) < 2:
         return None
     evidence = f"each coordinate of z_q is a function of that coordinate alone, with {levels} values"
-    signs = all(
-        len(found) == 2 and abs(float(found.sum())) < 1e-5 * float(found.abs().max()) for found in values
-    )
+    signs = all(len(found) == 2 and abs(float(found.sum())) < 1e-5 * float(found.abs().max()) for found in values)
     metric = Finding("sign" if signs else "grid", evidence=evidence)
     return {
         **_named("sign" if signs else "scalar", 1, 1, evidence),
