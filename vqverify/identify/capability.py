@@ -116,7 +116,8 @@ def _hard(probe: Probe, *, train: bool) -> Finding:
     rounding = 16 * torch.finfo(first.z_q.tensor.dtype).eps * (a.norm(dim=1) + probe.z.double().norm(dim=1))
     spread = (a - a.mean(0)).norm(dim=1).mean()
     still = ((a - b).norm(dim=1) <= torch.maximum(1e-4 * spread, rounding))[kept].double().mean()
-    evidence = f"z_q stays for {float(still):.0%} of the latents that keep their code under a 1% step ({'train' if train else 'eval'})"
+    mode = "train" if train else "eval"
+    evidence = f"z_q stays for {float(still):.0%} of the latents that keep their code under a 1% step ({mode})"
     if first.codes is None:
         return Finding(bool(still > 0.5), evidence=evidence)
     return Finding(bool(still > 0.9), evidence=evidence)

@@ -1,8 +1,8 @@
 """Which estimator: measured gradients against the families of `vqverify.subject.families`, in code space.
 
 Each level is fitted on its own; where latents and codes share one space and there is one level, z to z_q is fitted
-too, which sees what happens around the level; so is a stack whose levels carry no gradient. A family counts when it explains the gradients to 0.1%: single
-precision leaves 1e-6 on generic points, another family 1e-1.
+too, which sees what happens around the level; so is a stack whose levels carry no gradient. A family counts when it
+explains the gradients to 0.1%: single precision leaves 1e-6 on generic points, another family 1e-1.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqverify.subject.families import Fit, fits
 from vqverify.identify import relaxed
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, latents_at, relative, unknown_
 from vqverify.quantizer import Finding
+from vqverify.subject.families import Fit, fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,8 @@ def cotangents(like: Tensor) -> Tensor:
 
 
 def _at_level(probe: Probe, out: Quantized, level: int) -> Gradients:
-    src, dst = ("q_c", level), ("z_c", level)
+    src: Place = ("q_c", level)
+    dst: Place = ("z_c", level)
     z, value = latents_at(out, level), out.levels[level].q_c.rows
     g = cotangents(value)
     code = code_rows(out, level, out.codebook[level])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify.subject import state
 from vqverify.identify.probes import (
     Findings,
     Probe,
@@ -20,6 +19,7 @@ from vqverify.identify.probes import (
     relative,
 )
 from vqverify.quantizer import Finding
+from vqverify.subject import state
 
 if TYPE_CHECKING:
     from vqverify.subject.layer import Layer

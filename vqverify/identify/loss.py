@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqverify.subject.capture import pull
 from vqverify.identify.learning import takes_gradient
-from vqverify.identify.structure import heads
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant, latents_at, relative
+from vqverify.identify.structure import heads
 from vqverify.quantizer import Finding, Quantized
+from vqverify.subject.capture import pull
 
 FITS = 1e-2
 GROUPS = "z, over the groups"

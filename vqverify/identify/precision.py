@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vqverify.subject import state
-from vqverify.subject.capture import pull
 from vqverify.identify.probes import Findings, Probe, attempt
 from vqverify.quantizer import Finding
+from vqverify.subject import state
+from vqverify.subject.capture import pull
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vqverify.subject.layer import Layer
 
 # a relative step that the format holds with room to spare, and that the next coarser format rounds away

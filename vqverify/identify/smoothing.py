@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify.subject import state
 from vqverify.identify.learning import bincounts
 from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative
 from vqverify.quantizer import Finding
+from vqverify.subject import state
 
 if TYPE_CHECKING:
     from vqverify.subject.layer import Layer

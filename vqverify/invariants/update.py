@@ -82,15 +82,38 @@ def smoothed(subject: Quantizer, N: Array) -> Array:
     return np.maximum(N, eps) if kind == "clamp" else N
 
 
+def stored(subject: Quantizer) -> bool:
+    """Whether the smoothed counts are written back: then the counts kept are what m is divided by."""
+    return bool(trait(subject, "smoothing_stored", False))
+
+
+def _kept(subject: Quantizer, N: Array) -> Array:
+    """What the layer keeps as counts, given counts N after the moving average."""
+    return smoothed(subject, N) if stored(subject) else N
+
+
+def _divisor(subject: Quantizer, N: Array) -> Array:
+    """What m is divided by, given the counts that the layer keeps."""
+    return N if stored(subject) else smoothed(subject, N)
+
+
+def _factor(subject: Quantizer, step: Step) -> Array:
+    """ρ of T21 after the step: the moving average of the counts over what m was divided by."""
+    if not stored(subject):
+        return step.N2 / smoothed(subject, step.N2)
+    decay = float(trait(subject, "decay", np.nan))
+    return (decay * step.N + (1 - decay) * step.n) / step.N2
+
+
 def _codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
-    """e = m / N̂, on the sphere for a cosine codebook."""
+    """E = m / N̂, on the sphere for a cosine codebook."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        e = m / smoothed(subject, N)[:, None]
+        e = m / _divisor(subject, N)[:, None]
         return e / norms(e)[:, None] if subject.domain.codebook == "sphere" else e
 
 
 @invariant(
-    "update.ema_law", follows=("honesty.traits[decay]", "update.empty_code_still"), source="002 eq. 3-5; theory T17, T21", needs=(*EMA, "decay", "replacement=none"), state="both",
+    "update.ema_law", follows=("honesty.traits[decay]", "update.initial_state", "update.empty_code_still"), source="002 eq. 3-5; theory T17, T21", needs=(*EMA, "decay", "replacement=none"), state="both",
     mutants=("ema_decay_swapped", "ema_counts_in_half", "ema_sum_for_mean", "ema_not_written_back"),
     hint="N ← γN + (1 − γ)n and m ← γm + (1 − γ)S with γ the decay, in float32 at least, then e = m/N.",
 )
@@ -99,9 +122,12 @@ def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
     decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
         N, m, _ = oracles.ema_step(step.N, step.m, step.n, step.S, decay)
+        want = _kept(subject, N)
         u, floor = step.u, tiny(subject)
         allowed_n = 8 * u * (np.abs(step.N) + step.n) + floor
-        yield within(step.N2 - N, allowed_n, "counts", f"N′ − (γN + (1 − γ)n), γ = {decay:g}, level {step.view.index}")
+        if stored(subject):  # smoothing divides by the rounded total of all counts
+            allowed_n = allowed_n + (len(want) + 16) * u * want
+        yield within(step.N2 - want, allowed_n, "counts", f"N′ − (γN + (1 − γ)n), γ = {decay:g}, level {step.view.index}")
         allowed_m = (step.n + 8) * u * (norms(step.m) + step.size) + floor
         yield within(norms(step.m2 - m), allowed_m, "sums", f"|m′ − (γm + (1 − γ)S)|, γ = {decay:g}, level {step.view.index}")
         yield from _quotient(subject, step)
@@ -141,7 +167,7 @@ def ema_is_commitment(subject: Quantizer, case: Case) -> Iterator[Clause]:
             # m and N are rounded on their way; what S and e lose there returns divided by N′
             largest = norms(base) + step.size / np.maximum(step.n, 1)
             allowed = (step.n + len(N) + 16) * step.u * (largest * (decay * step.N + step.n) / N + norms(base))
-        fine = (apart <= 1e-3 * norms(step.e)) & (N > 1e-3) & np.isfinite(step.e2).all(1) & np.isfinite(want).all(1)  # noqa: PLR2004
+        fine = (apart <= 1e-3 * norms(step.e)) & (N > 1e-3) & np.isfinite(step.e2).all(1) & np.isfinite(want).all(1)
         if fine.any():
             error = norms(step.e2 - want)[fine]
             yield within(error, allowed[fine], "gradient step", f"|e′ − (e − (1 − γ)/N′ ∇)| at level {step.view.index}")
@@ -168,7 +194,7 @@ def initial_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.empty_code_still", source="theory T20, T21", needs=(*EMA, "replacement=none"), state="both",
+    "update.empty_code_still", follows=("update.initial_state",), source="theory T20, T21", needs=(*EMA, "replacement=none"), state="both",
     mutants=("ema_moves_empty_codes",),
     hint="a code that no latent chose keeps its place: decay m and N together, and give no momentum to unused rows.",
 )
@@ -176,9 +202,9 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A code without latents does not move; with Laplace smoothing it moves by exactly the factor ρ of T21."""
     for step in steps(subject, case):
         with np.errstate(divide="ignore", invalid="ignore"):
-            factor = step.N2 / smoothed(subject, step.N2) * smoothed(subject, step.N) / step.N
-            if not case.history:
-                factor = step.N2 / smoothed(subject, step.N2)  # a fresh code is e₀, not smoothed yet
+            factor = _factor(subject, step)
+            if case.history:  # a fresh code is e₀, not smoothed yet
+                factor = factor * _divisor(subject, step.N) / step.N
         if subject.domain.codebook == "sphere":
             factor = np.ones_like(factor)
         empty = (step.n == 0) & (step.N > 1e-6) & np.isfinite(factor)
@@ -215,14 +241,14 @@ def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
 def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A moved code is a convex combination of its old self and the mean of its latents (times ρ with smoothing)."""
     for step in steps(subject, case):
-        used = (step.n > 0) & (step.N > 1e-3) & np.isfinite(step.e2).all(1)  # noqa: PLR2004
+        used = (step.n > 0) & (step.N > 1e-3) & np.isfinite(step.e2).all(1)
         if not used.any() or (case.codebook is not None and case.history):
             continue
-        rho = (step.N2 / smoothed(subject, step.N2))[used][:, None]
+        rho = _factor(subject, step)[used][:, None]
         old, mean = step.e[used], (step.S[used] / step.n[used][:, None])
         new = step.e2[used] / np.where(rho > 0, rho, 1)
         if case.history:  # an old code carries its own smoothing factor
-            old = old * (smoothed(subject, step.N) / step.N)[used][:, None]
+            old = old * (_divisor(subject, step.N) / step.N)[used][:, None]
         outside = np.abs(norms(new - old) + norms(new - mean) - norms(mean - old))
         size = norms(old) + norms(mean) + step.size[used] / step.n[used]
         # a point at distance δ from a segment of length ℓ lengthens the way by up to 2δ
