@@ -236,8 +236,8 @@ def _inputs(row: Invariant, subject: Quantizer, job: Job) -> list[Case]:
 
 
 def _dealt(row: Invariant, cases: list[Case], index: int, parts: int) -> list[Case]:
-    """What one case of a row sees: all of it for a law; a contract with many cases deals the drawn examples out."""
-    step = 1 if row.kind == "law" else max(1, parts // 2)
+    """What one case of a row sees: all of it for a law; a contract deals the drawn examples out to its cases."""
+    step = 1 if row.kind in {"law", "limit"} else max(2, parts // 2)
     searched = [case for case in cases if case.origin == strategies.SEARCH]
     return [case for case in cases if case.origin != strategies.SEARCH] + searched[index % step :: step]
 

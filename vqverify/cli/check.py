@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Generator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vqverify.run.request import Request
     from vqverify.run.runner import Run
 
+MOST_FORKS = 4
 AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a layer that kills the process leaves
 
 
@@ -47,7 +49,11 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
     metavar="SECONDS",
     help="Rows not reached by then stay undetermined.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Worker processes that open the layer anew; 1 for none.  [default: copies of this process share the rows]",
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -122,8 +128,9 @@ def _request(given: dict[str, Any]) -> Request:
         given["strict"],
         given["budget"],
         expectations,
-        given["jobs"],
-        given["timeout"],
+        given["jobs"] or 1,
+        timeout=given["timeout"],
+        forks=1 if given["jobs"] else min(MOST_FORKS, os.cpu_count() or 1),
     )
 
 

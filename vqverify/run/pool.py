@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as Late
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from pebble import ProcessExpired, ProcessPool
 
 from vqverify import engine
@@ -39,7 +41,12 @@ def outcomes(
     Yields:
         Each job with its outcome, in the order given; it ends early when the budget is spent.
     """
-    pool = _pool(workers)
+    yield from _collected(_pool(workers), jobs, timeout, left)
+
+
+def _collected(
+    pool: ProcessPool, jobs: Sequence[engine.Job], timeout: float | None, left: Callable[[], float | None]
+) -> Iterator[tuple[engine.Job, engine.Outcome]]:
     try:
         futures = [(job, pool.schedule(_run, args=(job,), timeout=timeout)) for job in jobs]
         for job, future in futures:
@@ -57,6 +64,32 @@ def outcomes(
     finally:
         pool.stop()
         pool.join()
+
+
+def can_fork() -> bool:
+    """Whether copies of this process may check rows of a subject that it has opened.
+
+    On Linux, with one thread and no CUDA context, torch survives a fork, autograd included.
+    """
+    return sys.platform == "linux" and not torch.cuda.is_initialized()
+
+
+def shared(
+    jobs: Sequence[engine.Job], workers: int, subject: Layer, left: Callable[[], float | None]
+) -> Iterator[tuple[engine.Job, engine.Outcome]]:
+    """Run jobs in copies of this process, which have the opened subject already; arguments as in `outcomes`.
+
+    Yields:
+        Each job with its outcome, in the order given; it ends early when the budget is spent.
+    """
+    _kept[dumps(vars(subject.spec))] = subject
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from _collected(_pool(workers, "fork"), jobs, None, left)
+    finally:
+        torch.set_num_threads(threads)
+        _kept.clear()
 
 
 def opened(spec: Spec, entries: Sequence[Entry], timeout: float | None) -> opening.Opened:
@@ -77,10 +110,8 @@ def opened(spec: Spec, entries: Sequence[Entry], timeout: float | None) -> openi
         pool.join()
 
 
-def _pool(workers: int) -> ProcessPool:
-    return ProcessPool(
-        max_workers=workers, context=multiprocessing.get_context("spawn")
-    )  # torch does not survive a fork
+def _pool(workers: int, method: str = "spawn") -> ProcessPool:
+    return ProcessPool(max_workers=workers, context=multiprocessing.get_context(method))
 
 
 def _died(died: ProcessExpired) -> str:

@@ -28,7 +28,8 @@ class Request:
         strict: undetermined rows fail the run.
         budget: seconds; rows not reached by then are undetermined.
         expectations: file of expected failures.
-        jobs: worker processes; 1 runs in this one.
+        jobs: worker processes that open the subject anew; 1 runs in this one.
+        forks: copies of this process that share the rows, where the system allows it.
         timeout: seconds that one row may take; rows then run in a process of their own.
     """
 
@@ -42,6 +43,7 @@ class Request:
     budget: float | None = None
     expectations: Path | None = None
     jobs: int = 1
+    forks: int = 1
     timeout: float | None = None
 
     @property

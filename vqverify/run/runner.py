@@ -19,7 +19,9 @@ from vqverify.quantizer import Quantizer
 from vqverify.report import Report, Result, SubjectReport, dumps, subject_exit
 from vqverify.run import expected, opening
 from vqverify.run.request import Request, RequestError, profile_called
+from vqverify.subject.layer import Layer
 
+FEW = 8  # rows for which copies of the process do not pay
 BUDGET = "budget"  # the reason of a row that the budget did not reach
 STATUS_OF_EXIT = {0: "passed", 1: "failed", 3: "error"}
 
@@ -87,6 +89,12 @@ class Run:
 
             yield from pool.outcomes(jobs, self.request.jobs, self.request.timeout, self._left)
             return
+        if self.request.forks > 1 and len(jobs) > FEW and isinstance(self.opened.subject, Layer):
+            from vqverify.run import pool
+
+            if pool.can_fork():
+                yield from pool.shared(jobs, self.request.forks, self.opened.subject, self._left)
+                return
         for job in jobs:
             if (left := self._left()) is not None and left <= 0:
                 return
