@@ -42,8 +42,10 @@ def _unused(f: Stated) -> bool:
     # G_3 = 0: ∂x_3 = 0, and yet the code moves
     still = {G[2]: 0}
     moved = f["Δc"].subs({one: X[2], own: G[2], **SUMS}).subs(still)
-    return zero(f["∂x"].subs({own: G[2]}).subs(still)) and not zero(moved) and same(
-        sp.Poly(moved, a).monoms()[0][0], f["power of a in the affine part"]
+    return (
+        zero(f["∂x"].subs({own: G[2]}).subs(still))
+        and not zero(moved)
+        and same(sp.Poly(moved, a).monoms()[0][0], f["power of a in the affine part"])
     )
 
 
@@ -97,7 +99,7 @@ def _matches(f: Stated) -> bool:
 
 def _between(f: Stated) -> bool:
     # law of total variance: batches with means ±1 and no spread
-    within = sum(((0, 0))) / sp.Integer(2)
+    within = sum((0, 0)) / sp.Integer(2)
     means = (sp.Integer(1), sp.Integer(-1))
     true = within + sum(value**2 for value in means) / 2 - (sum(means) / 2) ** 2
     return same((within, true), f["EMA of batch variances, true variance"])
@@ -109,9 +111,12 @@ def _divergence(f: Stated) -> bool:
     square = sp.Symbol("s2", positive=True)
     kl = (covariance.inv().trace() / square - 2 + sp.log(square**2 * covariance.det())) / 2
     (best,) = sp.solve(sp.diff(kl, square), square)
-    return same(best, f["best s²"]) and zero(kl.subs(square, 1) - f["KL at matched moments"]) and zero(
-        sp.expand_log(sp.logcombine(kl.subs(square, best) - f["KL at best s²"], force=True), force=True)
-    ) and bool(f["KL at matched moments"] > f["KL at best s²"])
+    return (
+        same(best, f["best s²"])
+        and zero(kl.subs(square, 1) - f["KL at matched moments"])
+        and zero(sp.expand_log(sp.logcombine(kl.subs(square, best) - f["KL at best s²"], force=True), force=True))
+        and bool(f["KL at matched moments"] > f["KL at best s²"])
+    )
 
 
 def _diagonal(f: Stated) -> bool:
@@ -132,7 +137,8 @@ MOMENTS = Derivation(
         "and std σ_e exactly, idempotent. An EMA of batch variances omits the variance of batch means. Matching minimises "
         "the Gaussian KL only for a diagonal codebook covariance."
     ),
-    latex=r"c\mapsto\frac{\sigma_e}{\sigma_q}(c-\mu_q)+\mu_e,\qquad c_{\rm std}=\frac{\sigma_e}{\sigma_q},\quad c_{\rm mean}=\mu_e-\frac{\sigma_e}{\sigma_q}\mu_q",
+    latex=r"c\mapsto\frac{\sigma_e}{\sigma_q}(c-\mu_q)+\mu_e,\qquad "
+    r"c_{\rm std}=\frac{\sigma_e}{\sigma_q},\quad c_{\rm mean}=\mu_e-\frac{\sigma_e}{\sigma_q}\mu_q",
     hypotheses=("σ_q > 0",),
     source="001 eq. 38–45",
     stated={

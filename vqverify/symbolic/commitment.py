@@ -133,9 +133,11 @@ def _unused(f: Stated) -> bool:
     # supp P ⊆ C: every minimum is 0, whatever other codes there are
     other = sp.Symbol("other", real=True)
     points = sp.symbols("z1:4", real=True)
-    distance = sum(sp.Min(*[(point - code) ** 2 for code in (*points, other)]) for point in points)
-    return all(distance.subs(dict(zip((*points, other), values, strict=True))) == f["D when supp P ⊆ C"]
-               for values in ((0, 1, 5, 2), (3, 3, -4, 100), (-1, 7, 2, -3)))
+    distance: Any = sum(sp.Min(*[(point - code) ** 2 for code in (*points, other)]) for point in points)
+    return all(
+        distance.subs(dict(zip((*points, other), values, strict=True))) == f["D when supp P ⊆ C"]
+        for values in ((0, 1, 5, 2), (3, 3, -4, 100), (-1, 7, 2, -3))
+    )
 
 
 UPPER_BOUND = Derivation(

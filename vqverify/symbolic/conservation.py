@@ -93,9 +93,11 @@ UNUSED = Derivation(
     title="An unused code stays",
     statement=(
         "n = 0 ⇒ c' = c; exact in R, drift ≤ (2t + 1)u|c| in floats while m, N are normal: t < (126 ln 2 + ln N₀)/(−ln γ) "
-        "(f32: up to t = 8689 at γ = .99, 391 at .8). Then N and |m| stall at ⌊1/(2(1 − fl γ))⌋ least subnormals (50 at .99, 4 at .9)."
+        "(f32: up to t = 8689 at γ = .99, 391 at .8). Then N and |m| stall at ⌊1/(2(1 − fl γ))⌋ least subnormals "
+        "(50 at .99, 4 at .9)."
     ),
-    latex=r"n_i=0 \Rightarrow c_i'=c_i;\qquad t<\frac{126\ln2+\ln N_0}{-\ln\gamma};\qquad \left\lfloor\frac1{2(1-\mathrm{fl}\,\gamma)}\right\rfloor",
+    latex=r"n_i=0 \Rightarrow c_i'=c_i;\qquad t<\frac{126\ln2+\ln N_0}{-\ln\gamma};"
+    r"\qquad \left\lfloor\frac1{2(1-\mathrm{fl}\,\gamma)}\right\rfloor",
     hypotheses=("unsmoothed EMA", "m = Nc"),
     source="theory page; 002 eq. 5",
     stated={
@@ -125,10 +127,12 @@ def _affine(f: Stated) -> bool:
     sums, batch_sums, move = (sp.Matrix(sp.symbols(f"{name}1:3")) for name in "mSt")
 
     def update(accumulated: Any, added: Any) -> Any:
-        return sp.Matrix([
-            f["m'"].subs({m: one, S: other}, simultaneous=True) / f["N'"]
-            for one, other in zip(accumulated, added, strict=True)
-        ])
+        return sp.Matrix(
+            [
+                f["m'"].subs({m: one, S: other}, simultaneous=True) / f["N'"]
+                for one, other in zip(accumulated, added, strict=True)
+            ]
+        )
 
     moved = update(scale * Q * sums + move * N, scale * Q * batch_sums + move * n)
     return same(list(moved), list(scale * Q * update(sums, batch_sums) + move))

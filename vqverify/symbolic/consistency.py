@@ -84,8 +84,8 @@ DOMINATION = Derivation(
 def _only_identity(f: Stated) -> bool:
     # (I − Aᵀ)g = 0 for the basis vectors g has one solution
     entries = sp.Matrix(3, 3, sp.symbols("A1:10"))
-    equations = list(sp.eye(3) - entries.T)
-    solution = sp.solve(equations, list(entries), dict=True)
+    equations = (sp.eye(3) - entries.T).flat()
+    solution = sp.solve(equations, entries.flat(), dict=True)
     return len(solution) == 1 and entries.subs(solution[0]) == f["A(q, q)"].subs(d, 3).as_explicit()
 
 

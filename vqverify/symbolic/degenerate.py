@@ -39,7 +39,7 @@ def _plane(f: Stated) -> bool:
 
 
 def _condition(f: Stated) -> bool:
-    """dR for v̂ moving along a unit y ⟂ û, v̂: its two singular values are the condition number."""
+    """The derivative of R for v̂ moving along a unit y ⟂ û, v̂: its two singular values are the condition number."""
     gram = sp.Matrix([[1, c, 0], [c, 1, 0], [0, 0, 1]])
     moved = {vhat: sp.MatrixSymbol("v_0", d, 1) + tau * normal}
     generators = (uhat, sp.MatrixSymbol("v_0", d, 1), normal)
@@ -121,7 +121,10 @@ DEGENERATE = Derivation(
         certificate("d = 2 gives −I for every t; in d = 3 two tangents give two limits", _plane),
         algebra("dR for v̂ moving off the plane: two singular values 2/σ, the rest 0", _condition),
         lemma("Hairy ball, and Adams: $S^{d-1}$ is framed only for d = 2, 4, 8; SO(1) = {1}"),
-        algebra("d = 4: left multiplication by $\\hat v\\hat u^{-1}$ is orthogonal, takes û to v̂, −I at antipodes", _quaternion),
+        algebra(
+            "d = 4: left multiplication by $\\hat v\\hat u^{-1}$ is orthogonal, takes û to v̂, −I at antipodes",
+            _quaternion,
+        ),
         algebra("e → 0 and q → 0", _norms),
         algebra("the threshold σ₀ makes the conditioned part of B₁ equal to τ", _threshold),
     ),

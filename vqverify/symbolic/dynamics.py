@@ -19,13 +19,15 @@ step: Any = sp.Symbol("eta", positive=True)
 along: Any = sp.Symbol("alpha", real=True)  # g = alpha q
 base: Any = sp.MatrixSymbol("u_0", d, 1)
 direction: Any = sp.MatrixSymbol("x", d, 1)
+rotation: Any = sp.MatrixSymbol("R", d, d)  # R(e, q), held
 
 
 def _moving() -> Span:
     """û, v̂ and a direction x; û moves with e: û + t (x − aû)/|e|, to first order."""
     gram = sp.Matrix([[1, c, a], [c, 1, b], [a, b, sp.Symbol("n2", positive=True)]])
     velocity = (direction - a * base) / e_norm
-    linear = {uhat: base + t * velocity, s: base + t * velocity + vhat}
+    held = ROTATION.xreplace({uhat: base, s: base + vhat})
+    linear = {uhat: base + t * velocity, s: base + t * velocity + vhat, rotation: held}
     cosine = c + t * (b - a * c) / e_norm
     return Span((base, vhat, direction), gram, linear, {sigma: sp.sqrt(2 + 2 * cosine)}, d)
 
@@ -41,36 +43,36 @@ def _rate(element: Element) -> Element:
     )
 
 
-def _derivative(f: Stated, *, scale: bool, rotation: bool) -> bool:
+def _derivative(f: Stated, *, scale: bool, turn: bool) -> bool:
     """The derivative of (factor)(rotation)(e + t x), each factor moving or held, against the stated Jacobian."""
     span = _moving()
-    turning, here = span.of(f["R"]), span.of(f["R"].xreplace({uhat: base, s: base + vhat}))
+    turns, here = span.of(ROTATION), span.of(rotation)
     here = Element(span, here.rows, here.cols, here.ident, here.coeff.applyfunc(lambda entry: entry.subs(t, 0)))
     e, x = span.of(e_norm * base), span.of(direction)
     rate = (here @ x).scaled(lam)
-    if rotation:
-        rate += (_rate(turning) @ e).scaled(lam)
+    if turn:
+        rate += (_rate(turns) @ e).scaled(lam)
     if scale:  # λ = |q|/|e| falls at the rate λ (û·x)/|e|
         rate += (here @ e).scaled(-lam * a / e_norm)
-    name = {(False, False): "both", (True, False): "R", (False, True): "λ", (True, True): "neither"}[scale, rotation]
-    stated = span.of(f[f"detached: {name}"].xreplace({uhat: base, s: base + vhat})) @ x
+    name = {(False, False): "both", (True, False): "R", (False, True): "λ", (True, True): "neither"}[scale, turn]
+    stated = span.of(f[f"detached: {name}"].xreplace({uhat: base})) @ x
     return all(same(entry.subs(t, 0).subs(span.relations).subs(t, 0), 0) for entry in (rate + stated.scaled(-1)).coeff)
 
 
 def _dropped(f: Stated) -> bool:
     # the term that the paper calls incomputable: d(λR)·e, by the product rule on the constant λRe = q
     span = _moving()
-    held = span.of(ROTATION.xreplace({uhat: base, s: base + vhat}))
+    held = span.of(rotation)
     dropped = (_rate(span.of(ROTATION)) @ span.of(e_norm * base)).scaled(lam)
     dropped += (held @ span.of(e_norm * base)).scaled(-lam * a / e_norm)
-    stated = span.of(f["dropped term"].xreplace({uhat: base, s: base + vhat})) @ span.of(direction)
+    stated = span.of(f["dropped term"]) @ span.of(direction)
     difference = dropped + stated.scaled(-1)
     return all(same(sp.sympify(entry).subs(span.relations).subs(t, 0), 0) for entry in difference.coeff)
 
 
 def _no_radial(f: Stated) -> bool:
     span = with_vector(g, along=(a, b))
-    back = span.of(f["detached: R"]).T @ span.of(g)
+    back = span.of(f["detached: R"].xreplace({rotation: ROTATION})).T @ span.of(g)
     return (span.of(uhat).T @ back).scalar == 0
 
 
@@ -89,18 +91,17 @@ DETACHMENT = Derivation(
     hypotheses=("e ≠ 0", "q ≠ 0", "θ ≠ π", "e in the interior of a cell"),
     source="000 A.2",
     stated={
-        "R": ROTATION,
-        "detached: both": lam * ROTATION,
-        "detached: R": lam * ROTATION * (identity - uhat * uhat.T),
+        "detached: both": lam * rotation,
+        "detached: R": lam * rotation * (identity - uhat * uhat.T),
         "detached: λ": lam * vhat * uhat.T,
         "detached: neither": sp.ZeroMatrix(d, d),
-        "dropped term": -lam * ROTATION,
+        "dropped term": -lam * rotation,
     },
     steps=(
-        algebra("both held: $\\lambda R$", lambda f: _derivative(f, scale=False, rotation=False)),
-        algebra("λ moves: $\\lambda R(I-\\hat u\\hat u^T)$", lambda f: _derivative(f, scale=True, rotation=False)),
-        algebra("R moves: $\\lambda\\hat v\\hat u^T$", lambda f: _derivative(f, scale=False, rotation=True)),
-        algebra("both move: 0, as λRe = q is constant in the cell", lambda f: _derivative(f, scale=True, rotation=True)),
+        algebra("both held: $\\lambda R$", lambda f: _derivative(f, scale=False, turn=False)),
+        algebra("λ moves: $\\lambda R(I-\\hat u\\hat u^T)$", lambda f: _derivative(f, scale=True, turn=False)),
+        algebra("R moves: $\\lambda\\hat v\\hat u^T$", lambda f: _derivative(f, scale=False, turn=True)),
+        algebra("both move: 0, as λRe = q is constant in the cell", lambda f: _derivative(f, scale=True, turn=True)),
         algebra("the dropped term is computable: −λR", _dropped),
         algebra("with only R detached the VJP is orthogonal to e: all radial gradient is lost", _no_radial),
     ),

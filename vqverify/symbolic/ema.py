@@ -28,7 +28,11 @@ SUM = gamma * m + (1 - gamma) * S
 def _recursion(f: Stated) -> bool:
     # an exponential average: weight gamma^k for the batch k steps back; one step from (N, m)
     past, now = sp.symbols("past now")
-    weights = [sp.diff(f[name].subs({N: past, n: now, m: past, S: now}), symbol) for name in ("N'", "m'") for symbol in (past, now)]
+    weights = [
+        sp.diff(f[name].subs({N: past, n: now, m: past, S: now}), symbol)
+        for name in ("N'", "m'")
+        for symbol in (past, now)
+    ]
     return same(weights, (gamma, 1 - gamma) * 2) and all(
         f[name].subs({N: 0, n: 0, m: 0, S: 0}) == 0 for name in ("N'", "m'")
     )

@@ -17,7 +17,8 @@ def zero(expression: Any) -> bool:
 def same(left: Any, right: Any) -> bool:
     """Whether two expressions, or two matrices or tuples entry by entry, are identical."""
     if isinstance(left, (sp.MatrixBase, sp.Tuple, tuple, list)):
-        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+        one, other = (side.flat() if isinstance(side, sp.MatrixBase) else tuple(side) for side in (left, right))
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
     return zero(sp.sympify(left) - sp.sympify(right))
 
 

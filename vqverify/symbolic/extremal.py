@@ -17,6 +17,9 @@ slack: Any = sp.Symbol("slack", nonnegative=True)  # 1 - c
 alpha, beta, phi = sp.symbols("alpha beta phi", real=True)
 scale_e, scale_q = sp.symbols("a b", positive=True)
 
+turning: Any = sp.MatrixSymbol("Q", d, d)  # orthogonal
+rotation: Any = sp.MatrixSymbol("R", d, d)  # R(e, q)
+
 MIRROR: Any = identity - (uhat - vhat) * (uhat - vhat).T / (1 - c)
 
 
@@ -69,8 +72,10 @@ def _frobenius(f: Stated) -> bool:
     difference = span.of(f["J"].subs(lam, 1)) + span.of(identity).scaled(-1)
     chord2 = _norm2(span.of(uhat - vhat))
     spectral = _moved(f["J"].subs(lam, 1), alpha * uhat + beta * vhat)
-    return same((difference.T @ difference).trace(), f["‖R−I‖_F²"]) and same(spectral, f["‖R−I‖₂²"]) and same(
-        chord2, f["‖R−I‖₂²"]
+    return (
+        same((difference.T @ difference).trace(), f["‖R−I‖_F²"])
+        and same(spectral, f["‖R−I‖₂²"])
+        and same(chord2, f["‖R−I‖₂²"])
     )
 
 
@@ -157,19 +162,21 @@ def _cayley(dim: int) -> Any:
     for i in range(dim):
         for j in range(i):
             skew[i, j], skew[j, i] = w * (i + j), -w * (i + j)
-    rotation = ((sp.eye(dim) - skew) * (sp.eye(dim) + skew).inv()).applyfunc(sp.cancel)
-    return rotation, rotation * sp.diag(-1, *[1] * (dim - 1))
+    turned = ((sp.eye(dim) - skew) * (sp.eye(dim) + skew).inv()).applyfunc(sp.cancel)
+    return turned, turned * sp.diag(-1, *[1] * (dim - 1))
 
 
 def _equivariant(dim: int) -> Any:
     def check(f: Stated) -> bool:
-        _, reduce, first, second, scale = in_dimension(f["R"], dim)
+        _, reduce, first, second, scale = in_dimension(ROTATION, dim)
         values = {sigma: sp.sqrt(2 + 2 * c)}
-        plain = concrete(f["R"], {uhat: first, vhat: second, s: first + second, **values}, dim)
+        plain = concrete(ROTATION, {uhat: first, vhat: second, s: first + second, **values}, dim)
         for Q in _cayley(dim):
             turned = {uhat: Q * first, vhat: Q * second, s: Q * (first + second), **values}
-            difference = concrete(f["R"], turned, dim) - Q * plain * Q.T
-            entries = [sp.fraction(sp.cancel(sp.together((1 + c) * entry).subs(c, scale - 1)))[0] for entry in difference]
+            difference = concrete(ROTATION, turned, dim) - concrete(f["R(Qe, Qq)"], {turning: Q, rotation: plain}, dim)
+            entries = [
+                sp.fraction(sp.cancel(sp.together((1 + c) * entry).subs(c, scale - 1)))[0] for entry in difference
+            ]
             if not all(reduce(entry) == 0 for entry in entries):
                 return False
         return True
@@ -177,10 +184,10 @@ def _equivariant(dim: int) -> Any:
     return check
 
 
-def _same_gram(f: Stated) -> bool:
+def _same_gram(_: Stated) -> bool:
     # Qû·Qv̂ = û·(QᵀQ)v̂: the coefficients of J depend on the Gram matrix alone
     span = plane()
-    coefficients = span.of(f["R"]).coeff.applyfunc(span.normal)
+    coefficients = span.of(ROTATION).coeff.applyfunc(span.normal)
     return coefficients.free_symbols == {c}
 
 
@@ -212,7 +219,7 @@ EQUIVARIANCE = Derivation(
     hypotheses=("e ≠ 0", "q ≠ 0", "θ ≠ π"),
     source="theory page",
     stated={
-        "R": ROTATION,
+        "R(Qe, Qq)": turning * rotation * turning.T,
         "J(ae, bq) / J(e, q)": scale_q / scale_e,
         "cos², λ² at infinity": sp.Tuple(1, 1),
     },

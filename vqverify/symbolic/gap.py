@@ -76,7 +76,8 @@ STE = Derivation(
         "If L∘G is κ-smooth on [e, q], then |g(e) − g(q)| ≤ κh with h = |q − e|, with equality for ½κ|x|². That G is "
         "Lipschitz, or G alone smooth, is not enough; κ·½h² is false. κ of L∘G ≤ κ_L Lip(G)² + Lip(L)κ_G."
     ),
-    latex=r"|g(e)-g(q)| \le \kappa\,h,\qquad \kappa_{L\circ G} \le \kappa_L\operatorname{Lip}(G)^2 + \operatorname{Lip}(L)\,\kappa_G",
+    latex=r"|g(e)-g(q)| \le \kappa\,h,\qquad "
+    r"\kappa_{L\circ G} \le \kappa_L\operatorname{Lip}(G)^2 + \operatorname{Lip}(L)\,\kappa_G",
     hypotheses=("∇(L∘G) is κ-Lipschitz on the segment [e, q]",),
     source="001 §3.2, eq. 14",
     stated={
@@ -127,7 +128,7 @@ def _tight_rotation(f: Stated) -> bool:
 
 
 def _first_order(f: Stated) -> bool:
-    """q = e + hδ: the derivative in h of Hδ-free part of g(e) − Jᵀg(q), by Gram algebra at h = 0."""
+    """At q = e + hδ: the derivative in h of Hδ-free part of g(e) − Jᵀg(q), by Gram algebra at h = 0."""
     delta = sp.MatrixSymbol("delta_perp", d, 1)
     base = sp.MatrixSymbol("u_0", d, 1)
     radial, size, ug, pg = sp.symbols("delta_u p2 ug pg", real=True)
@@ -135,7 +136,7 @@ def _first_order(f: Stated) -> bool:
     moved = {uhat: base, vhat: base + t * delta / e_norm}
     span = Span((base, delta, g), gram, {**moved, s: base + moved[vhat]}, {}, d)
     operator = span.of(R.subs(sigma, 2))  # c = 1 to first order in h
-    stretched = (1 + t * radial / e_norm)
+    stretched = 1 + t * radial / e_norm
     back = (operator.T @ span.of(g)).scaled(stretched)
     rate = Element(span, rows=True, cols=False, ident=sp.S.Zero, coeff=sp.diff(back.coeff, t).subs(t, 0))
     names = dict(zip(sp.symbols("delta_u ug pg"), (radial, ug, pg), strict=True))
@@ -183,9 +184,13 @@ def _integral(f: Stated) -> bool:
 
 def _cubic(f: Stated) -> bool:
     slope = sp.diff(M * y**3 / 6, y)
-    gap = slope.subs(y, q + h) - f["estimate"].subs({
-        sp.Symbol("g"): slope.subs(y, q), sp.Symbol("H"): sp.diff(slope, y).subs(y, q), e: q + h,
-    })
+    gap = slope.subs(y, q + h) - f["estimate"].subs(
+        {
+            sp.Symbol("g"): slope.subs(y, q),
+            sp.Symbol("H"): sp.diff(slope, y).subs(y, q),
+            e: q + h,
+        }
+    )
     return same(gap, f["bound"])
 
 

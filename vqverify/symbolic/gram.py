@@ -81,9 +81,7 @@ class Element:
 
     def action(self) -> Matrix:
         """Matrix of the operator on the span, in the basis of the generators: ident 1 + C G."""
-        return (self.ident * sp.eye(self.span.gram.rows) + self.coeff * self.span.gram).applyfunc(
-            self.span.normal
-        )
+        return (self.ident * sp.eye(self.span.gram.rows) + self.coeff * self.span.gram).applyfunc(self.span.normal)
 
     def det(self) -> Any:
         """Determinant of an operator from its action on the span, by Sylvester's identity."""

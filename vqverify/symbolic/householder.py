@@ -166,9 +166,7 @@ ALGEBRA = Derivation(
         "image of x ⟂ span": x,
         "det R": sp.S.One,
         "tr R": d - 2 + 2 * c,
-        "eigenvalues on the span": sp.Tuple(
-            sp.exp(sp.I * sp.Symbol("theta")), sp.exp(-sp.I * sp.Symbol("theta"))
-        ),
+        "eigenvalues on the span": sp.Tuple(sp.exp(sp.I * sp.Symbol("theta")), sp.exp(-sp.I * sp.Symbol("theta"))),
         "R by M": identity + turn + turn**2 / (1 + c),
         "J": lam * ROTATION,
         "J e": lam * e_norm * vhat,
@@ -269,9 +267,7 @@ ANGLE = Derivation(
             "û = x̂, v̂ = ŷ, g at 45° from both: the angle is 45° for $J^T$ and 135° for $J$",
             _not_the_transpose,
         ),
-        algebra(
-            "a single reflection satisfies both as well: only T1, T3 and T13 reject it", _reflection_passes
-        ),
+        algebra("a single reflection satisfies both as well: only T1, T3 and T13 reject it", _reflection_passes),
     ),
     catches="a transposed vector-Jacobian product, a gradient not scaled by λ",
 )

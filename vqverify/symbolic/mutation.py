@@ -42,27 +42,33 @@ def _without(args: tuple[Any, ...], index: int) -> tuple[Any, ...]:
     return args[:index] + args[index + 1 :]
 
 
+def _is(node: Any, kind: Any) -> bool:
+    """Like isinstance, without narrowing: what SymPy's annotations say of matrix expressions is too little."""
+    return isinstance(node, kind)
+
+
 def _local(node: Any) -> Iterator[tuple[str, Any]]:
     """Changes at the root of a tree."""
-    if isinstance(node, sp.Tuple):
+    if _is(node, sp.Tuple):
         return
-    if isinstance(node, (sp.Number, sp.NumberSymbol)):
+    if _is(node, (sp.Number, sp.NumberSymbol)):
         yield "constant", node + 1
         if node != 0 and node.is_finite:
             yield "sign", -node
         return
-    if not isinstance(node, (sp.Identity, sp.ZeroMatrix)):
+    if not _is(node, (sp.Identity, sp.ZeroMatrix)):
         yield "sign", -node
-    if isinstance(node, (sp.Add, sp.MatAdd)):
+    if _is(node, (sp.Add, sp.MatAdd)):
         for index, term in enumerate(node.args):
             yield "drop term", node.func(*_without(node.args, index))
             yield "sign of a term", node.func(*_without(node.args, index), -term)
-    elif isinstance(node, sp.MatMul):
+    elif _is(node, sp.MatMul):
         scalars, matrices = node.as_coeff_matrices()
+        if len(matrices) < len(node.args):
+            yield "drop factor", sp.MatMul(*matrices)
         for index in range(len(matrices) - 1):
             swapped = [*matrices[:index], matrices[index + 1], matrices[index], *matrices[index + 2 :]]
             yield "swap factors", scalars * sp.MatMul(*swapped)
-        yield "drop factor", sp.MatMul(*matrices)
         if scalars != 1:
             yield "invert factor", sp.MatMul(*matrices) / scalars
         for index, matrix in enumerate(matrices):
@@ -70,15 +76,15 @@ def _local(node: Any) -> Iterator[tuple[str, Any]]:
                 rest = _without(tuple(matrices), index)
                 yield "transpose factor", scalars * sp.MatMul(*matrices[:index], matrix.T, *matrices[index + 1 :])
                 yield "drop factor", scalars * sp.MatMul(*rest) if rest else scalars
-    elif isinstance(node, sp.Mul):
+    elif _is(node, sp.Mul):
         for index, factor in enumerate(node.args):
             yield "drop factor", node.func(*_without(node.args, index))
             if factor != -1:
                 yield "invert factor", node.func(*_without(node.args, index), 1 / factor)
-    elif isinstance(node, sp.Pow):
+    elif _is(node, sp.Pow):
         yield "invert", 1 / node
         yield "drop power", node.base
-    if isinstance(node, sp.MatrixExpr) and node.is_square:
+    if _is(node, sp.MatrixExpr) and node.is_square:
         yield "transpose", node.T
 
 
@@ -86,11 +92,13 @@ def _anywhere(tree: Any) -> Iterator[tuple[str, Any]]:
     """Changes at any node; the dummy index and limits of a sum are left alone."""
     for change, changed in _attempt(_local, tree):
         yield change, changed
-    children = () if isinstance(tree, (sp.Symbol, sp.MatrixSymbol, sp.Number, sp.Identity, sp.ZeroMatrix)) else tree.args
-    for index, child in enumerate(children[:1] if isinstance(tree, sp.Sum) else children):
+    leaf = _is(tree, (sp.Symbol, sp.MatrixSymbol, sp.Number, sp.Identity, sp.ZeroMatrix))
+    rebuilt: Any = tree.func  # the class of a node, typed by its narrowest constructor otherwise
+    children = () if leaf else tree.args
+    for index, child in enumerate(children[:1] if _is(tree, sp.Sum) else children):
         for change, changed in _anywhere(child):
             try:
-                yield change, tree.func(*tree.args[:index], changed, *tree.args[index + 1 :])
+                yield change, rebuilt(*tree.args[:index], changed, *tree.args[index + 1 :])
             except (TypeError, ValueError, AttributeError):  # shapes that SymPy itself refuses are no statements
                 continue
 
@@ -115,7 +123,7 @@ def _equal(left: Any, right: Any) -> bool:
         return True
     if getattr(left, "shape", None) != getattr(right, "shape", None):
         return False
-    scalars = isinstance(left, sp.Expr) and not isinstance(left, sp.MatrixExpr)
+    scalars = _is(left, sp.Expr) and not _is(left, sp.MatrixExpr)
     return scalars and sp.expand(left - right) == 0
 
 

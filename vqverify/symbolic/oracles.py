@@ -97,9 +97,7 @@ def _dot(left: Array, right: Array) -> Array:
     return np.einsum("nd,nd->n", left, right)[:, None]
 
 
-def _apply(
-    coefficients: Callable[..., tuple[Any, Any, Any, Any]], z: ArrayLike, q: ArrayLike, x: ArrayLike
-) -> Array:
+def _apply(coefficients: Callable[..., tuple[Any, Any, Any, Any]], z: ArrayLike, q: ArrayLike, x: ArrayLike) -> Array:
     z, q, x = _rows(z, q, x)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         z_norm, q_norm = (np.linalg.norm(array, axis=1, keepdims=True) for array in (z, q))
@@ -239,9 +237,7 @@ class Commitment(NamedTuple):
     value: Array
 
 
-def commitment_gradients(
-    z: ArrayLike, q: ArrayLike, convention: Literal["A", "V"], beta: float
-) -> Commitment:
+def commitment_gradients(z: ArrayLike, q: ArrayLike, convention: Literal["A", "V"], beta: float) -> Commitment:
     """The commitment loss in either convention of T16, row by row: summed over D, no mean over N.
 
     Args:
@@ -261,8 +257,7 @@ def commitment_gradients(
         raise ValueError(f"convention must be 'A' or 'V', got {convention!r}")
     z, q = _rows(z, q)
     parts = (
-        np.asarray(_formula(f"{convention} {part}")(z, q, beta), dtype=np.float64)
-        for part in ("∂z", "∂q", "value")
+        np.asarray(_formula(f"{convention} {part}")(z, q, beta), dtype=np.float64) for part in ("∂z", "∂q", "value")
     )
     dz, dq, value = parts
     return Commitment(dz, dq, value.sum(axis=1))

@@ -40,9 +40,9 @@ def _least(f: Stated) -> bool:
     # one code: H = 0; and −p ln p >= 0 for p = 1/(1 + s)
     s = sp.Symbol("s", nonnegative=True)
     term = sp.expand_log(-(1 / (1 + s)) * sp.log(1 / (1 + s)), force=True)
-    return (term * (1 + s)).subs(s, sp.exp(sp.Symbol("r", nonnegative=True)) - 1).simplify().is_nonnegative is True and f[
-        "perplexity"
-    ].subs(entropy, 0) == f["perplexity at least"]
+    return (term * (1 + s)).subs(
+        s, sp.exp(sp.Symbol("r", nonnegative=True)) - 1
+    ).simplify().is_nonnegative is True and f["perplexity"].subs(entropy, 0) == f["perplexity at least"]
 
 
 def _pool(f: Stated) -> bool:
@@ -61,7 +61,9 @@ def _smoothed(f: Stated) -> bool:
 
 def _wrong_base(f: Stated) -> bool:
     read = 2 ** sp.log(16)
-    return same(f["2^(H nats), K = 16"], sp.Rational(68, 10)) and bool(sp.Abs(read - f["2^(H nats), K = 16"]) < sp.Rational(1, 20))
+    return same(f["2^(H nats), K = 16"], sp.Rational(68, 10)) and bool(
+        sp.Abs(read - f["2^(H nats), K = 16"]) < sp.Rational(1, 20)
+    )
 
 
 PERPLEXITY = Derivation(
@@ -144,6 +146,7 @@ def _numbers(f: Stated) -> bool:
 
 _i = sp.Symbol("i", integer=True, nonnegative=True)
 
+_fewer: Any = sp.Sum(sp.binomial(M, _i) * (1 / K) ** _i * (1 - 1 / K) ** (M - _i), (_i, 0, sp.Symbol("k") - 1))
 ACTIVATION = Derivation(
     id="metrics.activation",
     theorem="T32",
@@ -157,8 +160,7 @@ ACTIVATION = Derivation(
     source="001 eq. 29",
     stated={
         "M": batch * height * width / 4**pools,
-        "P(count ≥ k)": 1
-        - sp.Sum(sp.binomial(M, _i) * (1 / K) ** _i * (1 - 1 / K) ** (M - _i), (_i, 0, sp.Symbol("k") - 1)),
+        "P(count ≥ k)": 1 - _fewer,
         "E #used": K * (1 - (1 - 1 / K) ** M),
         "M, b = 2, 32², n = 3": sp.Integer(32),
         "P with 4^n, 2^n": sp.Tuple(sp.Rational(396, 1000), sp.Rational(982, 1000)),

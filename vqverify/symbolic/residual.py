@@ -31,7 +31,8 @@ def _telescopes(f: Stated) -> bool:
 def _shorter(f: Stated) -> bool:
     # |r − c|² − |r|² by expansion; 0 gives equality; C = {10}, r = 1
     longer = abs(1 - 10)
-    return same((r - c) ** 2 - r**2, f["|r'|² − |r|²"]) and f["|r'|² − |r|²"].subs(c, 0) == 0 and longer == f["|r'| for C = {10}, r = 1"]
+    change = f["|r'|² − |r|²"]
+    return same((r - c) ** 2 - r**2, change) and change.subs(c, 0) == 0 and longer == f["|r'| for C = {10}, r = 1"]
 
 
 def _greedy(f: Stated) -> bool:
@@ -118,8 +119,11 @@ def _radix(f: Stated) -> bool:
 
 
 def _count(f: Stated) -> bool:
-    return all(len(list(product(range(size), repeat=groups))) == f["codes"].subs({K: size, G: groups})
-               for size in (2, 3) for groups in (1, 2, 3))
+    return all(
+        len(list(product(range(size), repeat=groups))) == f["codes"].subs({K: size, G: groups})
+        for size in (2, 3)
+        for groups in (1, 2, 3)
+    )
 
 
 PRODUCT = Derivation(

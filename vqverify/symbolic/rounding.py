@@ -82,9 +82,14 @@ ROTATION = Derivation(
         "|H_w x|²": 1 + 4 * excess * along**2,
     },
     steps=(
-        lemma("First-order error analysis: $|\\mathrm{fl}(x\\cdot y)-x\\cdot y| \\le d\\,u\\,|x||y|$, each operation adds u"),
+        lemma(
+            "First-order error analysis: $|\\mathrm{fl}(x\\cdot y)-x\\cdot y| \\le d\\,u\\,|x||y|$, each operation adds u"
+        ),
         certificate("the errors of the single operations add up to B₁ − 11u", _within),
-        algebra("the denominator 1 + c has relative error (2d + 5)u/(1 + c), and scales a term of norm ≤ 2", _one_plus_cosine),
+        algebra(
+            "the denominator 1 + c has relative error (2d + 5)u/(1 + c), and scales a term of norm ≤ 2",
+            _one_plus_cosine,
+        ),
         algebra("the first-order shrinkage by ε", _shrinks),
         algebra("$|H_wx|^2 = |x|^2 + 4(|w|^2-1)(w\\cdot x)^2$: whatever the direction of w", _reflection_norm),
     ),
@@ -109,10 +114,10 @@ def _sterbenz(f: Stated) -> bool:
 
     pairs = [(latent, code) for latent in numbers for code in numbers]
     inside = all(exact(*pair) for pair in pairs if low <= pair[0] / pair[1] <= high)
-    # the interval is not wider: just outside it, on either side, some pair is not exact
+    # the interval is not wider: just outside it, on both sides, some pair is not exact
     below = any(not exact(*pair) for pair in pairs if low / 2 <= pair[0] / pair[1] < low)
     above = any(not exact(*pair) for pair in pairs if high < pair[0] / pair[1] <= 2 * high)
-    return inside and (below or above)
+    return inside and below and above
 
 
 def _vanishes(f: Stated) -> bool:

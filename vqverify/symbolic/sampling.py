@@ -25,7 +25,9 @@ def _law(f: Stated, distances: Any = D) -> list[Any]:
 
 def _shift(f: Stated) -> bool:
     plain, moved = _law(f), _law(f, [one + shift for one in D])
-    return all(zero(sp.powsimp(sp.expand(p - q)) if p == q else sp.simplify(p - q)) for p, q in zip(plain, moved, strict=True))
+    return all(
+        zero(sp.powsimp(sp.expand(p - q)) if p == q else sp.simplify(p - q)) for p, q in zip(plain, moved, strict=True)
+    )
 
 
 def _race(f: Stated) -> bool:
@@ -37,8 +39,10 @@ def _race(f: Stated) -> bool:
     # X = Gumbel − D/T has P(X <= x) = exp(−exp(−x − D/T)), so Y = exp(−X) survives y with exp(−y exp(−D/T))
     rate = sp.exp(sp.log(clock) - distance / T) / clock
     weights = dict(zip(rates, (f["weight"].subs(distance, one) for one in D), strict=True))
-    return same(sp.simplify(rate - f["weight"]), 0) and same(first, rates[0] / sum(rates)) and same(
-        first.subs(weights), _law(f)[0]
+    return (
+        same(sp.simplify(rate - f["weight"]), 0)
+        and same(first, rates[0] / sum(rates))
+        and same(first.subs(weights), _law(f)[0])
     )
 
 
@@ -47,7 +51,9 @@ def _concentrates(f: Stated) -> bool:
     slack = sp.symbols("s1:3", nonnegative=True)
     worst = [f["weight"].subs(distance, gap) / f["weight"].subs(distance, 0)] * 2
     each = [f["weight"].subs(distance, gap + one) / f["weight"].subs(distance, 0) for one in slack]
-    smaller = all(sp.simplify(one / most - sp.exp(-s / T)) == 0 for one, most, s in zip(each, worst, slack, strict=True))
+    smaller = all(
+        sp.simplify(one / most - sp.exp(-s / T)) == 0 for one, most, s in zip(each, worst, slack, strict=True)
+    )
     return smaller and sp.simplify(sum(worst) - f["1 − p_k at most"].subs(K, 3)) == 0
 
 
@@ -73,7 +79,9 @@ def _softmax(f: Stated) -> bool:
     y = [weight / sum(weights) for weight in weights]
     jacobian = sp.Matrix([[sp.diff(one, other) for other in logits] for one in y])
     row, column, same_index = sp.symbols("y_i y_j delta_ij")
-    stated = sp.Matrix(3, 3, lambda i, m: f["softmax Jacobian"].subs({row: y[i], column: y[m], same_index: int(i == m)}))
+    stated = sp.Matrix(
+        3, 3, lambda i, m: f["softmax Jacobian"].subs({row: y[i], column: y[m], same_index: int(i == m)})
+    )
     return all(zero(entry) for entry in jacobian - stated) and all(zero(sum(jacobian.row(i))) for i in range(3))
 
 
@@ -85,7 +93,9 @@ def _large(f: Stated) -> bool:
 def _spread(_: Stated) -> bool:
     p, q, x, y = sp.symbols("p q x y", nonnegative=True)
     variance = (p * x**2 + q * y**2) * (p + q) - (p * x + q * y) ** 2
-    return nonnegative(variance, p * q * sp.Symbol("difference", real=True) ** 2) or same(variance, p * q * (x - y) ** 2)
+    return nonnegative(variance, p * q * sp.Symbol("difference", real=True) ** 2) or same(
+        variance, p * q * (x - y) ** 2
+    )
 
 
 SAMPLING = Derivation(

@@ -76,7 +76,8 @@ def _exact_indices(f: Stated) -> bool:
     # integers up to 2^p are floats with p bits, 2^p + 1 is not
     limits = {"f32": f["f32 to"], "f16": f["f16 to"], "bf16": f["bf16 to"]}
     return all(
-        round_to(int(limit), BITS[name]) == limit and round_to(int(limit) + 1, BITS[name]) != limit + 1
+        round_to(int(limit), BITS[name]) == limit
+        and round_to(int(limit) + 1, BITS[name]) != limit + 1
         and all(round_to(int(limit) - one, BITS[name]) == limit - one for one in range(3))
         for name, limit in limits.items()
     )
@@ -115,7 +116,8 @@ FSQ = Derivation(
         "−⌊L/2⌋..⌈L/2⌉−1 if (L − 1)ε < 1 (ε = 10⁻³: L = 1002 gives 1004). Index ΣℓΠL is a bijection; exact up to 2²⁴ "
         "(f32), 2¹¹ (f16), 2⁸ (bf16). L = 256 in bf16 reaches 253."
     ),
-    latex=r"\mathrm{round}(h\tanh(x+s)-o),\quad h=\tfrac{(L-1)(1+\varepsilon)}2,\quad (L-1)\varepsilon<1 \Rightarrow -\lfloor L/2\rfloor..\lceil L/2\rceil-1",
+    latex=r"\mathrm{round}(h\tanh(x+s)-o),\quad h=\tfrac{(L-1)(1+\varepsilon)}2,\quad "
+    r"(L-1)\varepsilon<1 \Rightarrow -\lfloor L/2\rfloor..\lceil L/2\rceil-1",
     hypotheses=("0 < ε < 1/(L − 1)",),
     source="theory page; FSQ",
     stated={
@@ -150,7 +152,8 @@ def _nearest(f: Stated) -> bool:
     signs = sp.symbols("c1:4")
     distance = sum((z - sign) ** 2 for z, sign in zip(Z, signs, strict=True))
     reduced = sp.expand(distance).subs({sign**2: 1 for sign in signs})
-    names = {sp.Symbol("z2"): sum(z**2 for z in Z), sp.Symbol("dim"): 3, sp.Symbol("zc"): sum(z * s for z, s in zip(Z, signs, strict=True))}
+    paired = sum(z * sign for z, sign in zip(Z, signs, strict=True))
+    names = {sp.Symbol("z2"): sum(z**2 for z in Z), sp.Symbol("dim"): 3, sp.Symbol("zc"): paired}
     flip = reduced.subs(signs[0], -1) - reduced.subs(signs[0], 1)
     return same(reduced, f["|z−c|²"].subs(names)) and same(flip, 4 * Z[0])
 
@@ -161,7 +164,10 @@ def _posterior(f: Stated) -> bool:
     weights = {row: sp.exp(-sum((z - sign) ** 2 for z, sign in zip(Z, row, strict=False)) / T) for row in rows}
     total = sum(weights.values())
     for row, weight in weights.items():
-        factors = prod(1 / (1 + sp.exp(-f["argument of σ"].subs(sp.Symbol("z"), sign * z))) for z, sign in zip(Z, row, strict=False))
+        factors = prod(
+            1 / (1 + sp.exp(-f["argument of σ"].subs(sp.Symbol("z"), sign * z)))
+            for z, sign in zip(Z, row, strict=False)
+        )
         if sp.simplify(weight / total - factors) != 0:
             return False
     return True
@@ -197,7 +203,8 @@ LFQ = Derivation(
         "The sign code is the nearest in {±1}^d; index Σ2^i[z_i > 0], K = 2^d. softmax(−|z − c|²/T) = Πσ(±4z_i/T), the "
         "entropy adds over bits."
     ),
-    latex=r"|z-c|^2=|z|^2+d-2z\cdot c,\qquad \frac{e^{-|z-c|^2/T}}{\sum_{c'}e^{-|z-c'|^2/T}}=\prod_i\sigma\!\left(\frac{4c_iz_i}{T}\right)",
+    latex=r"|z-c|^2=|z|^2+d-2z\cdot c,\qquad "
+    r"\frac{e^{-|z-c|^2/T}}{\sum_{c'}e^{-|z-c'|^2/T}}=\prod_i\sigma\!\left(\frac{4c_iz_i}{T}\right)",
     hypotheses=("sign(0) = ±1",),
     source="theory page; LFQ",
     stated={

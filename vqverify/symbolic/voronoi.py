@@ -26,6 +26,10 @@ def _square(vector: Any) -> Any:
     return vector.dot(vector)
 
 
+def _first_least(values: Any) -> int:
+    return values.index(min(values))
+
+
 def _turn() -> Any:
     skew = sp.Matrix([[0, -w, 2 * w], [w, 0, -w], [-2 * w, w, 0]])
     return ((sp.eye(3) - skew) * (sp.eye(3) + skew).inv()).applyfunc(sp.cancel)
@@ -105,7 +109,9 @@ SYMMETRIES = Derivation(
         algebra("distance of normalised vectors; scaling", _cosine),
         algebra("$D_k - D_j = |c_k|^2-|c_j|^2-2z\\cdot(c_k-c_j)$", _half_space),
         algebra("which is affine in z: cells are convex", _convex),
-        lemma("Triangle inequality: $|z-c_j| \\ge |c_j-c_k|-|z-c_k|$; it is 0 only at z = c, so codes are fixed points"),
+        lemma(
+            "Triangle inequality: $|z-c_j| \\ge |c_j-c_k|-|z-c_k|$; it is 0 only at z = c, so codes are fixed points"
+        ),
         certificate("a latent within half the spacing is certain; at the radius it is a tie", _certified),
         certificate("a move of less than half the margin keeps the order", _stable),
     ),
@@ -159,7 +165,7 @@ def _far_away(f: Stated) -> bool:
 
     expanded = [round_to(round_to(dot(z, z) - 2 * dot(z, code), 24) + dot(code, code), 24) for code in codes]
     straight = [direct(code) for code in codes]
-    orders = [values.index(min(values)) for values in (exact, straight, expanded)]
+    orders = [_first_least(values) for values in (exact, straight, expanded)]
     return orders == list(f["nearest: exact, direct, expanded"])
 
 
@@ -200,7 +206,8 @@ CERTIFIED = Derivation(
         "⇒ k is the exact argmin; always D_k̂ ≤ D_min + b_k̂ + b_min. Rounded inputs add 4u'|z||c|. A chunked argmin "
         "with strict < is the full one on the same D̂."
     ),
-    latex=r"b_{\rm direct}=(d+2)\,u\,D,\qquad b_{\rm expanded}=(d+3)\,u\,(|z|+|c|)^2,\qquad D_{\hat k}\le D_{\min}+b_{\hat k}+b_{\min}",
+    latex=r"b_{\rm direct}=(d+2)\,u\,D,\qquad b_{\rm expanded}=(d+3)\,u\,(|z|+|c|)^2,\qquad "
+    r"D_{\hat k}\le D_{\min}+b_{\hat k}+b_{\min}",
     hypotheses=("first order in u", "squares in the normal range"),
     source="theory page",
     stated={
@@ -246,8 +253,11 @@ def _half_example(f: Stated) -> bool:
     z, codes = 2049, (2051, 2046)
     exact = [abs(z - code) for code in codes]
     halved = [abs(round_to(z, 11) - round_to(code, 11)) for code in codes]
-    answers = [values.index(min(values)) for values in (exact, halved)]
-    return answers == list(f["f16, z = 2049: exact, half"]) and 300**2 > f["largest f16"] == (2 - sp.Rational(1, 2**10)) * 2**15
+    answers = [_first_least(values) for values in (exact, halved)]
+    return (
+        answers == list(f["f16, z = 2049: exact, half"])
+        and 300**2 > f["largest f16"] == (2 - sp.Rational(1, 2**10)) * 2**15
+    )
 
 
 HALF = Derivation(
