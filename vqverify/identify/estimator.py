@@ -102,7 +102,15 @@ def _fit(m: Gradients) -> Fit | None:
     tolerance = EXPLAINS * max(1.0, torch.finfo(m.got.dtype).eps * 1e4)
     best = [found[0] for q in (m.code, m.value) if q is not None and (found := fits(m.z, q, m.g, m.got))]
     explained = [fit for fit in best if fit.residual < tolerance]
+    if explained and m.code is not None and best[0] is explained[0] and not constant_norm(m.z):
+        return explained[0]  # a value without its scale would excuse a gradient without it
     return min(explained, key=lambda fit: (fit.gain != 1.0, fit.family.mistake is not None), default=None)
+
+
+def constant_norm(z: Tensor) -> bool:
+    """Whether latents lie on a sphere: then codes may be normalised in the pass, and stored otherwise."""
+    norms = z.double().norm(dim=1)
+    return bool((norms - norms.mean()).abs().max() < 1e-3 * norms.mean())
 
 
 def _verdict(m: Gradients, probe: Probe, *, train: bool) -> Finding:
@@ -213,7 +221,11 @@ def _identify(probe: Probe, *, train: bool) -> Finding:
     if len(out.levels) > 1 and not any(_carries(probe, out, level) for level in range(len(out.levels))):
         return _verdict(_around(through), probe, train=train)
     inner = _agreed([_verdict(_at_level(probe, out, i), probe, train=train) for i in range(len(out.levels))])
-    return _whole(inner, outer) if through.code is not None else inner
+    z_c = out.levels[0].z_c
+    direct = (
+        z_c is not None and z_c.rows.shape == through.z.shape and relative(z_c.rows - through.z, through.z) < EXPLAINS
+    )
+    return _whole(inner, outer) if through.code is not None and direct else inner
 
 
 def _named(name: str, *, train: bool) -> Callable[[Probe], Findings]:

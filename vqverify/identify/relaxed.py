@@ -39,8 +39,11 @@ def nodes(root: Any) -> Iterator[Any]:
 
 
 def weights(node: Any) -> Tensor:
-    """What the softmax returned: probabilities over its last axis."""
-    return node._saved_result.detach()  # noqa: SLF001
+    """What the softmax returned: probabilities, over the last axis here wherever it was."""
+    axis = int(node._saved_dim)  # noqa: SLF001
+    value: Tensor = node._saved_result.detach()  # noqa: SLF001
+    # the axis is saved as an unsigned number: −1 comes back as 2⁶⁴ − 1
+    return value.movedim(axis if axis < value.ndim else axis - 2**64, -1)
 
 
 def softmax(m: Gradients, probe: Probe, train: bool) -> Finding | None:
@@ -78,7 +81,7 @@ def temperature(probe: Probe) -> Findings:
     """τ of a softmax: from the size of Gumbel noise in its logits, or from its slope against distances; else of drawn codes."""
     first = next(nodes(probe.train.z_q.tensor.grad_fn), None)
     if first is None:
-        return {"temperature": sampled(probe)}
+        return sampled(probe)
     one = _centred(weights(first))
     again = next(nodes(probe.run(probe.z, train=True, seed=1).z_q.tensor.grad_fn))
     difference = one - _centred(weights(again))

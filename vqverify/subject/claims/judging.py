@@ -22,6 +22,8 @@ def consistent(name: str, claim: Finding, found: Mapping[str, Finding]) -> bool 
             readings.append(claim.value * found["inner_commitment_weight"].value)
         fits = [_weight_fits(name, claimed, *pair) for pair in (weights or {}).values() for claimed in readings]
         return None if None in fits or not fits else any(fits)
+    if name == "temperature" and "temperature_equivalent" in found:
+        return any(abs(t - claim.value) <= 0.2 * claim.value for t in found["temperature_equivalent"].value)
     if here.value is None:
         return None
     if name == "decay":
