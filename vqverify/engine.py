@@ -123,11 +123,12 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
         subject.restore()
         parts = tuple(row.parts(subject))
         subject.restore()
-        cases = _inputs(row, subject, job)
+        frame = strategies.frame(subject)
+        cases = _inputs(row, frame, job)
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for index, part in enumerate(parts):
-        outcome = _check_part(row, subject, job, part, _dealt(row, cases, index, len(parts)))
+        outcome = _check_part(row, subject, job, part, _dealt(row, cases, index, max(len(parts), 10 * frame.large)))
         results += outcome.results
         witnesses |= outcome.witnesses
     if not parts:
@@ -221,15 +222,14 @@ def _worst(*margins: float | None) -> float | None:
     return max((margin for margin in margins if margin is not None), default=None)
 
 
-def _inputs(row: Invariant, subject: Quantizer, job: Job) -> list[Case]:
-    """The examples of a row, the same for each of its cases; drawn from the layer as built."""
-    frame = strategies.frame(subject)
+def _inputs(row: Invariant, frame: strategies.Frame, job: Job) -> list[Case]:
+    """The examples of a row, the same for each of its cases; fewer batches for a large layer."""
     if row.mode in {"statistical", "process"}:
         table = next(strategies.mass(frame, "fresh"))
         return [replace(table, seed=_digest(job.seed, job.spec.name, row.id))]
     cases = list(strategies.corners(frame, row.corners, row.state))
     if row.mode == "search":
-        cases += list(strategies.mass(frame, row.state))[: MASS[row.kind]]
+        cases += list(strategies.mass(frame, row.state))[: MASS[row.kind] // (3 if frame.large else 1)]
         for block in range(job.profile.blocks):
             cases += drawn(strategies.searched(frame, row.state), _digest(job.seed, job.spec.name, row.id, block))
     return cases

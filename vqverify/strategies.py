@@ -52,6 +52,11 @@ class Frame:
     max_n: int
 
     @property
+    def large(self) -> bool:
+        """Whether one pass is slow (K·D above 2¹⁷)."""
+        return self.max_n < 16
+
+    @property
     def related(self) -> bool:
         """Whether latents and the first level's codes live in one space, so that relations make sense."""
         return bool(self.own) and self.own[0].shape[1] == self.dim

@@ -143,6 +143,7 @@ def _regret(subject: Quantizer, view: View, kept: Mask, u: float) -> Clause:
 @invariant(
     "lookup.nearest_off_centre",
     kind="limit",
+    mode="table",
     follows=("lookup.nearest",),
     source="theory T28; performance notes, section 2",
     needs=("levels", "codebook", "settable", "deterministic", "metric=euclidean"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -140,13 +139,22 @@ def _to_grid(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 
 
 def _nearest_rational(z: Tensor, codebook: Tensor, candidates: Tensor) -> int:
-    """Compare squared distances as rational numbers; codes that are not finite are farthest of all."""
-    point = [Fraction(x) for x in z.tolist()]
+    """Compare squared distances as whole numbers of any length; codes that are not finite are farthest of all."""
+    point = [_whole(x) for x in z.double().tolist()]
+    distinct: dict[bytes, int] = {}  # equal codes are compared once, under the lowest index
+    for k, code in zip(candidates.tolist(), codebook[candidates].double().cpu().numpy(), strict=True):
+        distinct.setdefault(code.tobytes(), k)
     best, nearest = None, int(candidates[0])
-    for k in candidates.tolist():
+    for k in distinct.values():
         code = codebook[k].double().tolist()
         if all(map(math.isfinite, code)):
-            distance = sum(((a - Fraction(b)) ** 2 for a, b in zip(point, code, strict=True)), Fraction(0))
+            distance = sum((a - _whole(b)) ** 2 for a, b in zip(point, code, strict=True))
             if best is None or distance < best:
                 best, nearest = distance, k
     return nearest
+
+
+def _whole(x: float) -> int:
+    """Return x in units of the least subnormal number of float64, exactly."""
+    numerator, denominator = x.as_integer_ratio()
+    return numerator << (1075 - denominator.bit_length())
