@@ -205,6 +205,12 @@ def _synchronized(finding: Finding, probe: Probe) -> Finding:
     return Finding("synchronized", evidence=f"{finding.evidence}; the codes receive {nu:.4g} Σ g")
 
 
+def _direct(out: Quantized) -> bool:
+    """Whether the level searches z as it is: where z is normalised first, its family is not that of z to z_q."""
+    z_c, z = out.levels[0].z_c, out.z.rows.detach()
+    return z_c is not None and z_c.rows.shape == z.shape and relative(z_c.rows.detach() - z, z) < EXPLAINS
+
+
 def _identify(probe: Probe, *, train: bool) -> Finding:
     out = probe.train if train else probe.evaluation
     mode = "train" if train else "eval"
@@ -221,11 +227,7 @@ def _identify(probe: Probe, *, train: bool) -> Finding:
     if len(out.levels) > 1 and not any(_carries(probe, out, level) for level in range(len(out.levels))):
         return _verdict(_around(through), probe, train=train)
     inner = _agreed([_verdict(_at_level(probe, out, i), probe, train=train) for i in range(len(out.levels))])
-    z_c = out.levels[0].z_c
-    direct = (
-        z_c is not None and z_c.rows.shape == through.z.shape and relative(z_c.rows - through.z, through.z) < EXPLAINS
-    )
-    return _whole(inner, outer) if through.code is not None and direct else inner
+    return _whole(inner, outer) if through.code is not None and _direct(out) else inner
 
 
 def _named(name: str, *, train: bool) -> Callable[[Probe], Findings]:
