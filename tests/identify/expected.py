@@ -26,7 +26,6 @@ REFERENCE: list[Row] = [
     ),
     (f"{R}:VectorQuantizer", {**SMALL, "learning": "gradient"}, {**ROTATION, **LEARNT}),
     (f"{R}:ResidualVQ", STACK, {**STE, **OURS, "structure": "residual", "num_quantizers": 3}),
-    (f"{R}:ResidualVQ", {**STACK, "learning": "gradient"}, {**STE, **LEARNT, "structure": "residual"}),
     (f"{R}:GroupedVQ", SMALL, {**ROTATION, **OURS, "structure": "grouped", "heads": 2}),
     (f"{R}:GroupedVQ", {**SMALL, "learning": "gradient"}, {**ROTATION, **LEARNT, "structure": "grouped"}),
     (f"{R}:ProjectedCosineVQ", {**SMALL, "codebook_dim": 4}, {**ROTATION, "metric": "cosine", "decay": 0.99}),
@@ -59,7 +58,6 @@ LIBRARY: list[Row] = [
         {**ROTATION, "structure": None, "num_quantizers": 2, "heads": 2},
     ),
     (f"{V}:SimVQ", SMALL, {**ROTATION, "learning": ["none"], "commitment_weight": 0.25}),
-    (f"{V}:FSQ", {"levels": [5, 5, 5]}, {"estimator": "straight-through", "metric": "grid"}),
 ]
 EMA = {**STE, "learning": ["ema"], "decay": 0.99, "smoothing": 1e-5, "smoothing_kind": "laplace"}
 STRANGERS: list[Row] = [
