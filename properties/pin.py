@@ -1,23 +1,24 @@
-"""Write applies.toml anew: which rows apply to each layer now. Look at what `git diff` takes away before you commit it."""
+"""Write applies.toml anew: which rows are decided on each layer now. Look at what `git diff` takes away before you commit."""
 
 from __future__ import annotations
 
 import sys
 
-from vqverify.invariant import applicability, registry
-from vqverify.quantizer import Spec
-from vqverify.subject import open_subject
+from vqverify import check_quantizer
 
 sys.path.insert(0, __file__.rpartition("/")[0])
 from subjects import HERE, subjects
+
+OPEN = {"n/a", "undetermined", "error"}
 
 
 def main() -> None:
     """One table a layer."""
     lines: list[str] = ["# Written by pin.py."]
     for subject in subjects():
-        traits = open_subject(Spec(subject.target, subject.kwargs)).traits
-        ids = [row.id for row in registry().values() if applicability(row, traits).verdict == "applies"]
+        results = check_quantizer(subject.target, subject.kwargs).subjects[0].results
+        undecided = {result.invariant for result in results if result.status in OPEN}
+        ids = [id_ for id_ in dict.fromkeys(result.invariant for result in results) if id_ not in undecided]
         lines += ["", f"[{subject.name}]", "applies = [", *(f'    "{id_}",' for id_ in ids), "]"]
     (HERE / "applies.toml").write_text("\n".join(lines) + "\n", "utf-8")
 
