@@ -201,6 +201,30 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
+    "lookup.discrete",
+    source="definition of a quantizer",
+    needs=("!codes", "!codebook", "estimator!=noise"),
+    corners=("single",),
+    mutants=("rounding_left_out",),
+    hint="nothing was rounded or looked up: the bound is there, and the round is not.",
+)
+def discrete(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A layer without codes quantises all the same: most small moves of a latent leave z_q where it is."""
+    if len(case.z) < 8:
+        return
+    z = case.z / case.z.abs().amax(1, keepdim=True).clamp_min(1e-6)
+    moved = z * (1 + 2.0**-12)
+    a, b = (array(subject.forward(x, train=False, seed=case.seed, grad=False).z_q.rows) for x in (z, moved))
+    alive = np.abs(array(z)).max(1) > 0
+    still = (np.abs(a - b) <= 16 * roundoff(subject) * np.maximum(np.abs(a), 1)).all(1)
+    if alive.sum() >= 8:
+        share = still[alive].mean()
+        yield holds(
+            share >= 0.5, "discrete", f"z_q of {1 - share:.0%} of the latents moves with a step of 2⁻¹² of the latent"
+        )
+
+
+@invariant(
     "lookup.star_shaped",
     follows=("lookup.nearest", "interface.eval_deterministic"),
     source="theory T27 (cells are convex)",

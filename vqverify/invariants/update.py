@@ -113,12 +113,16 @@ def _codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
 
 
 @invariant(
-    "update.ema_law", follows=("honesty.traits[decay]", "update.initial_state", "update.empty_code_still"), source="002 eq. 3-5; theory T17, T21", needs=(*EMA, "decay", "replacement=none"), state="both",
+    "update.ema_law",
+    follows=("honesty.traits[decay]", "update.initial_state", "update.empty_code_still"),
+    source="002 eq. 3-5; theory T17, T21",
+    needs=(*EMA, "decay", "replacement=none"),
+    state="both",
     mutants=("ema_decay_swapped", "ema_counts_in_half", "ema_sum_for_mean", "ema_not_written_back"),
     hint="N ← γN + (1 − γ)n and m ← γm + (1 − γ)S with γ the decay, in float32 at least, then e = m/N.",
 )
 def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Counts, sums and codes follow the declared recursion: N′ = γN + (1 − γ)n, m′ = γm + (1 − γ)S, e′ = m′/N′ (smoothed if declared)."""
+    """Counts, sums and codes follow the recursion N′ = γN + (1 − γ)n, m′ = γm + (1 − γ)S, e′ = m′/N′ (smoothed if declared)."""
     decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
         N, m, _ = oracles.ema_step(step.N, step.m, step.n, step.S, decay)
@@ -127,9 +131,13 @@ def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
         allowed_n = 8 * u * (np.abs(step.N) + step.n) + floor
         if stored(subject):  # smoothing divides by the rounded total of all counts
             allowed_n = allowed_n + (len(want) + 16) * u * want
-        yield within(step.N2 - want, allowed_n, "counts", f"N′ − (γN + (1 − γ)n), γ = {decay:g}, level {step.view.index}")
+        yield within(
+            step.N2 - want, allowed_n, "counts", f"N′ − (γN + (1 − γ)n), γ = {decay:g}, level {step.view.index}"
+        )
         allowed_m = (step.n + 8) * u * (norms(step.m) + step.size) + floor
-        yield within(norms(step.m2 - m), allowed_m, "sums", f"|m′ − (γm + (1 − γ)S)|, γ = {decay:g}, level {step.view.index}")
+        yield within(
+            norms(step.m2 - m), allowed_m, "sums", f"|m′ − (γm + (1 − γ)S)|, γ = {decay:g}, level {step.view.index}"
+        )
         yield from _quotient(subject, step)
 
 
@@ -142,23 +150,31 @@ def _quotient(subject: Quantizer, step: Step) -> Iterator[Clause]:
     if fine.any():
         error = norms(step.e2 - want)[fine]
         relative = (len(N) + want.shape[1] + 12) * step.u
-        yield within(error, relative * norms(want)[fine] + tiny(subject), "codes", f"|e′ − m′/N′| at level {step.view.index}")
+        yield within(
+            error, relative * norms(want)[fine] + tiny(subject), "codes", f"|e′ − m′/N′| at level {step.view.index}"
+        )
 
 
 @invariant(
-    "update.ema_is_commitment", follows=("honesty.traits[decay]", "update.ema_law"), source="001 eq. 11, A.2; theory T16, T17", state="both",
-    needs=(*EMA, "decay", "replacement=none", "metric=euclidean"), corners=("on-code", "single", "tie", "unit", "parallel"),
+    "update.ema_is_commitment",
+    follows=("honesty.traits[decay]", "update.ema_law"),
+    source="001 eq. 11, A.2; theory T16, T17",
+    state="both",
+    needs=(*EMA, "decay", "replacement=none", "metric=euclidean"),
+    corners=("on-code", "single", "tie", "unit", "parallel"),
     mutants=("ema_decay_swapped", "ema_sum_for_mean"),
-    hint="the EMA step is a gradient step on the commitment loss at β = 1 with rate (1 − γ)/N′ a code: a sum for a mean, or γ for 1 − γ, is not.",
+    hint="a gradient step on the commitment loss at β = 1 has rate (1 − γ)/N′ a code: a sum for a mean, or γ for 1 − γ, is not.",
 )
 def ema_is_commitment(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The EMA step equals gradient descent on the commitment loss A_β at β = 1 with step (1 − γ)/N′ for each code (times ρ with smoothing)."""
+    """The EMA step is gradient descent on the commitment loss A_β at β = 1, with step (1 − γ)/N′ a code (times ρ if smoothed)."""
     decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
         N = decay * step.N + (1 - decay) * step.n
         kept = step.view.k >= 0
         with np.errstate(divide="ignore", invalid="ignore"):
-            base = step.m / step.N[:, None]  # e itself, but for smoothing (T21), where the accumulators agree with it (T18)
+            base = (
+                step.m / step.N[:, None]
+            )  # e itself, but for smoothing (T21), where the accumulators agree with it (T18)
             apart = norms(base - step.e)
             per_latent = oracles.commitment_gradients(step.view.z[kept], base[step.view.k[kept]], "A", 1.0).dq
             gradient = np.zeros_like(base)
@@ -174,7 +190,10 @@ def ema_is_commitment(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.initial_state", source="theory T18", needs=(*EMA, "replacement=none"), mutants=("ema_zero_counts",),
+    "update.initial_state",
+    source="theory T18",
+    needs=(*EMA, "replacement=none"),
+    mutants=("ema_zero_counts",),
     corners=("single", "on-code"),
     hint="start with m = N·e: zero counts beside a copied codebook let one token throw the codebook away.",
 )
@@ -190,11 +209,17 @@ def initial_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
         if subject.domain.codebook == "sphere":
             error = norms(m - norms(m)[:, None] * e)
         yield within(error, 16 * u * norms(want) + tiny(subject), "m = N·e", f"|m₀ − N₀e₀| at level {index}")
-        yield holds((N > 0).all(), "zero counts", f"{int((N <= 0).sum())} of {len(N)} codes start with count 0 at level {index}")
+        yield holds(
+            (N > 0).all(), "zero counts", f"{int((N <= 0).sum())} of {len(N)} codes start with count 0 at level {index}"
+        )
 
 
 @invariant(
-    "update.empty_code_still", follows=("update.initial_state",), source="theory T20, T21", needs=(*EMA, "replacement=none"), state="both",
+    "update.empty_code_still",
+    follows=("update.initial_state",),
+    source="theory T20, T21",
+    needs=(*EMA, "replacement=none"),
+    state="both",
     mutants=("ema_moves_empty_codes",),
     hint="a code that no latent chose keeps its place: decay m and N together, and give no momentum to unused rows.",
 )
@@ -213,11 +238,18 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
         if empty.any():
             want = factor[:, None] * step.e
             allowed = (len(step.N) + 16) * step.u * norms(want) + tiny(subject)
-            yield within(norms(step.e2 - want)[empty], allowed[empty], "moved", f"unused codes moved at level {step.view.index}")
+            yield within(
+                norms(step.e2 - want)[empty], allowed[empty], "moved", f"unused codes moved at level {step.view.index}"
+            )
 
 
 @invariant(
-    "update.conserves", follows=("honesty.traits[decay]", "update.ema_law"), source="theory T19", needs=(*EMA, "decay", "replacement=none"), state="both", mutants=("ema_counts_in_half", "ema_decay_swapped"),
+    "update.conserves",
+    follows=("honesty.traits[decay]", "update.ema_law"),
+    source="theory T19",
+    needs=(*EMA, "decay", "replacement=none"),
+    state="both",
+    mutants=("ema_counts_in_half", "ema_decay_swapped"),
     hint="every latent is counted once: Σ N′ = γ Σ N + (1 − γ) n.",
 )
 def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -234,8 +266,13 @@ def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "update.convex", follows=("update.ema_law",), source="theory T17", needs=(*EMA, "decay", "replacement=none", "metric=euclidean"), state="both",
-    mutants=("ema_sum_for_mean", "ema_decay_swapped"), corners=("single", "unit", "parallel"),
+    "update.convex",
+    follows=("update.ema_law",),
+    source="theory T17",
+    needs=(*EMA, "decay", "replacement=none", "metric=euclidean"),
+    state="both",
+    mutants=("ema_sum_for_mean", "ema_decay_swapped"),
+    corners=("single", "unit", "parallel"),
     hint="a moved code lies between its old place and the mean of its latents; one that overshoots was moved by a sum.",
 )
 def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -252,12 +289,25 @@ def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
         outside = np.abs(norms(new - old) + norms(new - mean) - norms(mean - old))
         size = norms(old) + norms(mean) + step.size[used] / step.n[used]
         # a point at distance δ from a segment of length ℓ lengthens the way by up to 2δ
-        allowed = 2 * (step.n[used] + len(step.N) + 16) * step.u * size * (1 + step.N[used] + step.n[used]) / np.minimum(1, step.N[used])
-        yield within(outside, allowed, "convex", f"e′ off the segment from e to the mean of its latents, level {step.view.index}")
+        allowed = (
+            2
+            * (step.n[used] + len(step.N) + 16)
+            * step.u
+            * size
+            * (1 + step.N[used] + step.n[used])
+            / np.minimum(1, step.N[used])
+        )
+        yield within(
+            outside, allowed, "convex", f"e′ off the segment from e to the mean of its latents, level {step.view.index}"
+        )
 
 
 @invariant(
-    "update.uses_old_codes", source="001 §5.4; 002 eq. 3-5", needs=EMA, state="both", mutants=("quantise_after_update",),
+    "update.uses_old_codes",
+    source="001 §5.4; 002 eq. 3-5",
+    needs=EMA,
+    state="both",
+    mutants=("quantise_after_update",),
     hint="look the codes up, return them, then update: a z_q from the updated codebook is not what the encoder was quantised to.",
     corners=("single", "unit"),
 )
@@ -272,11 +322,19 @@ def uses_old_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
         if clear.any():
             from_old, from_new = norms(view.value - view.q), norms(view.value - step.e2[view.k])
             late = clear & (from_new < from_old) & (from_new <= 4 * bound)
-            yield holds(not late.any(), "after the update", f"z_q of latents {np.flatnonzero(late)[:5].tolist()} are codes after the update")
+            yield holds(
+                not late.any(),
+                "after the update",
+                f"z_q of latents {np.flatnonzero(late)[:5].tolist()} are codes after the update",
+            )
 
 
 @invariant(
-    "update.frozen", source="definition of eval mode", needs=("codebook",), state="both", mutants=("eval_that_learns",),
+    "update.frozen",
+    source="definition of eval mode",
+    needs=("codebook",),
+    state="both",
+    mutants=("eval_that_learns",),
     hint="guard every write to the codebook and its accumulators with self.training.",
 )
 def frozen(subject: Quantizer, case: Case) -> Iterator[Clause]:

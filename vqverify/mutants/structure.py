@@ -13,6 +13,19 @@ from vqverify.mutant import Mutant
 from vqverify.mutants.base import ImageLayer
 
 
+class RoundingLeftOut(nn.Module):
+    """A bounded scalar quantizer that never rounds: everything trains, nothing is quantised."""
+
+    def __init__(self, dim: int, step: float = 0.25) -> None:
+        super().__init__()
+        self.step = step
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Bound z (..., D) to (−1, 1), and stop there."""
+        return torch.tanh(z * self.scale)
+
+
 class StackLayer(nn.Module):
     """(B, N, D), one (M, K, D) parameter; levels straight-through on the residual of attached codes. The control."""
 
@@ -374,6 +387,14 @@ IMAGE = {"num_embeddings": 16, "embedding_dim": 8}
 FSQ = ("fsq.bijection",)
 
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "rounding_left_out",
+        f"{HERE}:RoundingLeftOut",
+        ("lookup.discrete",),
+        "the round of a scalar quantizer was left out",
+        {"dim": 4},
+        "an ablation flag left on",
+    ),
     Mutant(
         "residual_gain",
         f"{HERE}:Gain",
