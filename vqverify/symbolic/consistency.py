@@ -7,7 +7,7 @@ from typing import Any
 import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
-from vqverify.symbolic.exact import same
+from vqverify.symbolic.exact import is_root, same
 from vqverify.symbolic.gram import Span
 from vqverify.symbolic.householder import ROTATION, SIGMA, with_vector
 from vqverify.symbolic.notation import c, d, g, identity, lam, s, uhat, vhat
@@ -26,9 +26,9 @@ def _quadratic(f: Stated) -> bool:
     straight = (e + code.scaled(-1)).scaled(kappa)
     equal = {lam: 1}
     apart2 = 2 * e_norm**2 * (1 - c)
-    return rotation.equals(span.of(f["rotation's gap, ½κ|x|²"] * uhat)) and same(
-        (straight.T @ straight).scalar.subs(equal), (f["STE's gap, ½κ|x|²"] ** 2).subs(h, sp.sqrt(apart2))
-    )
+    return rotation.equals(span.of(f["rotation's gap, ½κ|x|²"] * uhat)) and is_root(
+        f["STE's gap, ½κ|x|²"].subs(h, sp.Symbol("r", positive=True)), kappa**2 * sp.Symbol("r", positive=True) ** 2
+    ) and same((straight.T @ straight).scalar.subs(equal), kappa**2 * apart2)
 
 
 def _linear(f: Stated) -> bool:
@@ -39,7 +39,8 @@ def _linear(f: Stated) -> bool:
     size2 = (cotangent.T @ cotangent).scalar
     apart2 = e_norm**2 * (lam**2 - 2 * lam * c + 1)
     names = {h: sp.sqrt(apart2), sp.Symbol("g_norm", positive=True): sp.sqrt(size2)}
-    return same((gap.T @ gap).scalar, (f["rotation's gap, linear"] ** 2).subs(names))
+    stated = f["rotation's gap, linear"]
+    return stated.is_positive is True and same((gap.T @ gap).scalar, (stated**2).subs(names))
 
 
 def _no_descent(f: Stated) -> bool:
@@ -92,7 +93,7 @@ def _only_identity(f: Stated) -> bool:
 def _rotation_at_q(f: Stated) -> bool:
     # e = q: v̂ = û and λ = 1
     span = Span((uhat,), sp.Matrix([[1]]), {vhat: uhat, s: 2 * uhat}, {}, d)
-    here = f["J"].subs(lam, 1).subs(SIGMA).subs(c, 1)
+    here = ROTATION.subs(SIGMA).subs(c, 1)
     return span.of(here).equals(span.of(f["A(q, q)"]))
 
 
@@ -112,7 +113,7 @@ CONSISTENCY = Derivation(
     latex=r"\lim_{e\to q}\left|g(e)-A^{\mathsf T}g(q)\right| = 0\ \forall L \iff A(q,q)=I",
     hypotheses=("A continuous at e = q", "q ≠ 0"),
     source="theory page",
-    stated={"A(q, q)": identity, "J": lam * ROTATION},
+    stated={"A(q, q)": identity},
     steps=(
         algebra("$(I - A^T)g = 0$ for every g has the solution I alone", _only_identity),
         algebra("λR at e = q", _rotation_at_q),

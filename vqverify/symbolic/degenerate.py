@@ -13,7 +13,7 @@ from vqverify.symbolic.householder import ROTATION, SIGMA
 from vqverify.symbolic.notation import c, d, identity, s, sigma, uhat, vhat
 from vqverify.symbolic.rounding import B1
 
-phi: Any = sp.Symbol("phi", positive=True)
+w: Any = sp.Symbol("w", positive=True)  # tan(phi / 2)
 tau: Any = sp.Symbol("tau", positive=True)
 tangent: Any = sp.MatrixSymbol("t", d, 1)  # unit, orthogonal to û
 normal: Any = sp.MatrixSymbol("y", d, 1)  # unit, orthogonal to û and v̂
@@ -21,13 +21,14 @@ q_norm, e_norm, target, unit = sp.symbols("q_norm e_norm tau_0 u", positive=True
 
 
 def _limit(f: Stated) -> bool:
-    """R at v̂ = −cos(phi) û + sin(phi) t, as phi → 0."""
-    near = -sp.cos(phi) * uhat + sp.sin(phi) * tangent
-    span = Span((uhat, tangent), sp.eye(2), {vhat: near, s: uhat + near}, {sigma: sp.sqrt(2 - 2 * sp.cos(phi))}, d)
-    coefficients = span.of(f["R"]).coeff.subs(span.relations).applyfunc(lambda entry: sp.limit(entry, phi, 0))
+    """R at v̂ = −cos(phi) û + sin(phi) t as phi → 0: rational in w = tan(phi/2), σ = 2w/√(1 + w²)."""
+    near = (w**2 - 1) / (1 + w**2) * uhat + 2 * w / (1 + w**2) * tangent
+    span = Span((uhat, tangent), sp.eye(2), {vhat: near, s: uhat + near}, {sigma: 2 * w / sp.sqrt(1 + w**2)}, d)
+    rotation = span.of(ROTATION)
+    coefficients = rotation.coeff.applyfunc(lambda entry: span.normal(entry).subs(w, 0))
     flat = Span((uhat, tangent), sp.eye(2), {}, {}, d)
     stated = flat.of(f["limit of R along t"])
-    return same(coefficients, stated.coeff) and stated.ident == 1
+    return same(coefficients, stated.coeff) and stated.ident == rotation.ident
 
 
 def _plane(f: Stated) -> bool:
@@ -44,9 +45,11 @@ def _condition(f: Stated) -> bool:
     moved = {vhat: sp.MatrixSymbol("v_0", d, 1) + tau * normal}
     generators = (uhat, sp.MatrixSymbol("v_0", d, 1), normal)
     span = Span(generators, gram, {**moved, s: uhat + moved[vhat]}, SIGMA, d)
-    rate = span.of(f["R"])
+    rate = span.of(ROTATION)
     rate = type(rate)(span, rate.rows, rate.cols, sp.S.Zero, sp.diff(rate.coeff, tau).subs(tau, 0))
     squared = rate.T @ rate
+    if f["‖dR‖₂/‖dv̂‖"].is_positive is not True:
+        return False
     value = f["‖dR‖₂/‖dv̂‖"] ** 2
     y = span.of(normal)
     pure = (squared @ y).equals(y.scaled(value.subs(SIGMA)))
@@ -108,7 +111,6 @@ DEGENERATE = Derivation(
     hypotheses=("t a unit vector orthogonal to û",),
     source="theory page; 000 A.4, Alg. 1",
     stated={
-        "R": ROTATION,
         "limit of R along t": identity - 2 * uhat * uhat.T - 2 * tangent * tangent.T,
         "d = 2": sp.Integer(-1),
         "‖dR‖₂/‖dv̂‖": 2 / sigma,

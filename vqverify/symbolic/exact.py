@@ -22,6 +22,12 @@ def same(left: Any, right: Any) -> bool:
     return zero(sp.sympify(left) - sp.sympify(right))
 
 
+def is_root(stated: Any, square: Any) -> bool:
+    """Whether a stated length is the nonnegative root of a square."""
+    stated = sp.sympify(stated)
+    return same(square, stated**2) and stated.is_nonnegative is True
+
+
 def nonnegative(expression: Any, certificate: Any) -> bool:
     """Whether the expression equals a certificate that is nonnegative at sight.
 

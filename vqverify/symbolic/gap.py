@@ -7,7 +7,7 @@ from typing import Any
 import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
-from vqverify.symbolic.exact import nonnegative, same
+from vqverify.symbolic.exact import is_root, nonnegative, same
 from vqverify.symbolic.gram import Element, Span, concrete
 from vqverify.symbolic.householder import ROTATION as R
 from vqverify.symbolic.householder import with_vector
@@ -124,7 +124,7 @@ def _tight_rotation(f: Stated) -> bool:
     hessian = kappa * (sp.eye(2) - 2 * axis * axis.T / axis.dot(axis))
     gap = hessian * apart + turned
     gap2 = sp.expand(gap.dot(gap))
-    return hessian == hessian.T and same(gap2, (f["bound"].subs({g_norm: length, h: distance})) ** 2)
+    return hessian == hessian.T and is_root(f["bound"].subs({g_norm: length, h: distance}), gap2)
 
 
 def _first_order(f: Stated) -> bool:

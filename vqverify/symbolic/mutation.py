@@ -7,7 +7,7 @@ original after expansion is no mutant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class Mutant:
         change: what was done.
         formula: the changed formula.
         refuted: whether a step refuted it; None before it was tried.
+        by: the step that refuted it, with the exception where the formula could not be evaluated.
     """
 
     derivation: str
@@ -36,6 +37,7 @@ class Mutant:
     change: str
     formula: Any
     refuted: bool | None = None
+    by: str = ""
 
 
 def _without(args: tuple[Any, ...], index: int) -> tuple[Any, ...]:
@@ -172,8 +174,11 @@ def readers(derivation: Derivation) -> Mapping[str, tuple[Step, ...]]:
 def try_mutant(derivation: Derivation, mutant: Mutant, steps: tuple[Step, ...]) -> Mutant:
     """Run the steps on the changed statement, stopping at the first that refutes it."""
     stated = {**derivation.stated, mutant.name: mutant.formula}
-    refuted = any(not execute(derivation.id, (step,), stated).holds for step in steps)
-    return Mutant(mutant.derivation, mutant.name, mutant.change, mutant.formula, refuted)
+    for step in steps:
+        proof = execute(derivation.id, (step,), stated)
+        if not proof.holds:
+            return replace(mutant, refuted=True, by=proof.failed[0])
+    return replace(mutant, refuted=False)
 
 
 def campaign(derivation: Derivation, every: int = 1) -> Iterator[Mutant]:

@@ -47,6 +47,8 @@ def _threshold(f: Stated) -> bool:
     # just above the stated excess there are levels too many, just below there are not
     for levels in (2, 3, 4, 9, 16):
         limit = f["largest ε"].subs(L, levels)
+        if limit <= 0:
+            return False
         for factor, right in ((sp.Rational(999, 1000), True), (sp.Rational(1001, 1000), False)):
             low, high = _ends(f, levels, limit * factor)
             if (high - low + 1 == levels) is not right:
@@ -159,18 +161,19 @@ def _nearest(f: Stated) -> bool:
 
 
 def _posterior(f: Stated) -> bool:
-    # softmax(−|z − c|²/T) over all sign codes of two bits, against the product of sigmoids
+    # softmax(−|z − c|²/T) over all sign codes of two bits, against the product of sigmoids; z_i = T ln x_i
+    x = sp.symbols("x1:3", positive=True)
+    values = {z: T * sp.log(base) for z, base in zip(Z, x, strict=False)}
     rows = list(product((-1, 1), repeat=2))
-    weights = {row: sp.exp(-sum((z - sign) ** 2 for z, sign in zip(Z, row, strict=False)) / T) for row in rows}
-    total = sum(weights.values())
-    for row, weight in weights.items():
-        factors = prod(
-            1 / (1 + sp.exp(-f["argument of σ"].subs(sp.Symbol("z"), sign * z)))
-            for z, sign in zip(Z, row, strict=False)
-        )
-        if sp.simplify(weight / total - factors) != 0:
-            return False
-    return True
+    distances = [sum((z - sign) ** 2 for z, sign in zip(Z, row, strict=False)) for row in rows]
+    weights = [sp.exp((sp.expand(distances[0] - one) / T).subs(values).expand()) for one in distances]
+
+    def sigmoid(z: Any) -> Any:
+        argument = f["argument of σ"].subs(sp.Symbol("z"), z).subs(values)
+        return 1 / (1 + sp.exp(-sp.expand(argument)))
+
+    factors = [prod(sigmoid(sign * z) for z, sign in zip(Z, row, strict=False)) for row in rows]
+    return all(zero(weight / sum(weights) - factor) for weight, factor in zip(weights, factors, strict=True))
 
 
 def _bits(f: Stated) -> bool:
