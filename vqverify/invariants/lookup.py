@@ -215,8 +215,8 @@ def discrete(subject: Quantizer, case: Case) -> Iterator[Clause]:
     z = case.z / case.z.abs().amax(1, keepdim=True).clamp_min(1e-6)
     moved = z * (1 + 2.0**-12)
     a, b = (array(subject.forward(x, train=False, seed=case.seed, grad=False).z_q.rows) for x in (z, moved))
-    alive = np.abs(array(z)).max(1) > 0
-    still = (np.abs(a - b) <= 16 * roundoff(subject) * np.maximum(np.abs(a), 1)).all(1)
+    alive = np.any(array(z) != 0, axis=1)
+    still = np.all(np.abs(a - b) <= 16 * roundoff(subject) * np.maximum(np.abs(a), 1), axis=1)
     if alive.sum() >= 8:
         share = still[alive].mean()
         yield holds(
