@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, relative, unknown_
+from vqverify.identify.tables import implicit
 from vqverify.quantizer import Finding, Quantized
 
 SWEEP = 2001  # points of a sweep through one coordinate
@@ -24,7 +25,16 @@ def sizes(probe: Probe) -> Findings:
         found["codebook_size"] = Finding(sizes_.pop(), evidence=f"rows of the stored codebook, {len(books)} level(s)")
     else:
         found["codebook_size"] = unknown_(f"no codebook of one size is stored (sizes {sorted(sizes_)})")
+        found |= {} if books else _used(probe)
     return found
+
+
+def _used(probe: Probe) -> Findings:
+    """How many codes many latents reach: at most as many as there are."""
+    codes = probe.run(probe.latents(4 * MANY, seed=10), train=False).codes
+    if codes is None:
+        return {}
+    return {"codes_used": Finding(int(codes.max()) + 1, evidence=f"the largest code of {len(codes)} latents, plus 1")}
 
 
 @attempt("structure", "num_quantizers", "heads")
@@ -36,7 +46,7 @@ def structure(probe: Probe) -> Findings:
         if not probe.layer.codebooks() and (found := _scalar(probe)):
             return found
         if not probe.layer.codebooks():
-            raise Unknown("no stored codebook, and z_q is not a function of each coordinate alone")
+            return implicit(probe)
         return _named("plain", 1, 1, "one code a latent, one codebook")
     if _chained(out):
         return _named("residual", columns, 1, f"{columns} code columns, each level searches what the last one left")
@@ -50,6 +60,8 @@ def structure(probe: Probe) -> Findings:
     if length := _runs(out):
         text = f"{columns} code columns: {columns // length} stacks of {length} levels side by side"
         return {**_named("", length, columns // length, text), "structure": unknown_(text)}
+    if not probe.layer.codebooks():
+        return implicit(probe)
     raise Unknown(f"{columns} code columns that are neither a sum nor slices")
 
 

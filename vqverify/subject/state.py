@@ -95,7 +95,7 @@ def put_back(snapshot: Snapshot) -> None:
 
 def _write(saved: _SavedTensor) -> None:
     tensor = saved.tensor
-    if tensor.grad is not None:
+    if tensor.is_leaf and tensor.grad is not None:
         tensor.grad = None
     if tensor.grad_fn is not None:
         tensor.detach_()

@@ -17,6 +17,8 @@ def consistent(name: str, claim: Finding, found: Mapping[str, Finding]) -> bool 
     here = found.get(name, Finding(None))
     weights = found.get("loss_coefficients", Finding(None)).value
     if name in {"beta", "commitment_weight", "codebook_weight"}:
+        if claim.value == 0 and weights is None and found.get("loss", Finding(None)).value is False:
+            return True  # no loss is a loss of weight 0
         readings = [claim.value]
         if name == "commitment_weight" and "inner_commitment_weight" in found:  # it may be the whole loss's weight
             readings.append(claim.value * found["inner_commitment_weight"].value)
@@ -25,7 +27,8 @@ def consistent(name: str, claim: Finding, found: Mapping[str, Finding]) -> bool 
     if name == "temperature" and "temperature_equivalent" in found:
         return any(abs(t - claim.value) <= 0.2 * claim.value for t in found["temperature_equivalent"].value)
     if here.value is None:
-        return None
+        used = found.get("codes_used", Finding(None)).value if name == "codebook_size" else None
+        return None if used is None or used < claim.value else used == claim.value
     if name == "decay":
         return abs(here.value - claim.value) <= max(0.25 * (1 - claim.value), 1e-4)
     if name in NUMBERS:
