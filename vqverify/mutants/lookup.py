@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
 from vqverify.mutants.base import DictLayer, EmaLayer, ImageLayer
@@ -118,10 +118,52 @@ class OffByOne(EmaLayer):
         return z_q, codes + 1, loss
 
 
+class ProjectedCosine(nn.Module):
+    """Right: a projection down, a codebook on the sphere, a projection back; returns (z_q, codes, loss)."""
+
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int = 3, use_cosine_sim: bool = True) -> None:
+        super().__init__()
+        self.use_cosine_sim = use_cosine_sim
+        self.down, self.up = nn.Linear(dim, codebook_dim), nn.Linear(codebook_dim, dim)
+        self.register_buffer("table", F.normalize(torch.randn(codebook_size, codebook_dim), dim=-1))
+
+    table: Tensor
+
+    def choose(self, raw: Tensor, unit: Tensor) -> Tensor:
+        """Index of the code with the largest cosine."""
+        del raw
+        return (unit @ self.table.t()).argmax(-1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (…, D) to (z_q, codes, loss)."""
+        raw = self.down(z)
+        unit = F.normalize(raw, dim=-1)
+        codes = self.choose(raw, unit)
+        q = self.table[codes]
+        return self.up(unit + (q - unit).detach()), codes, F.mse_loss(unit, q)
+
+
+class CosineByDistance(ProjectedCosine):
+    """use_cosine_sim is asked for, and latents are compared before they are normalised, by another similarity."""
+
+    def choose(self, raw: Tensor, unit: Tensor) -> Tensor:
+        """Nearest to the latent itself, feature by feature."""
+        del unit
+        return (raw[..., None, :] - self.table).abs().sum(-1).argmin(-1)
+
+
 HERE = "vqverify.mutants.lookup"
 SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
+    Mutant(
+        "cosine_by_distance",
+        f"{HERE}:CosineByDistance",
+        ("lookup.nearest",),
+        "latents are compared before they are normalised",
+        {"dim": 6, "codebook_size": 8},
+        "normalised on one side only",
+    ),
     Mutant(
         "argmax_lookup",
         f"{HERE}:Argmax",
