@@ -19,6 +19,7 @@ class Subject:
     target: str
     kwargs: dict[str, Any]
     applies: tuple[str, ...]
+    expectations: Path | None
 
 
 def subjects() -> tuple[Subject, ...]:
@@ -27,6 +28,12 @@ def subjects() -> tuple[Subject, ...]:
     pins = HERE / "applies.toml"
     pinned = tomllib.loads(pins.read_text("utf-8")) if pins.exists() else {}
     return tuple(
-        Subject(name, layer["target"], layer["kwargs"], tuple(pinned.get(name, {}).get("applies", ())))
+        Subject(
+            name,
+            layer["target"],
+            layer["kwargs"],
+            tuple(pinned.get(name, {}).get("applies", ())),
+            EXPECTATIONS if layer["target"].startswith("vector_quantize_pytorch") else None,
+        )
         for name, layer in layers.items()
     )

@@ -1,6 +1,6 @@
 """Every invariant on every layer of subjects.toml, under quick."""
 
-from subjects import EXPECTATIONS, Subject, subjects
+from subjects import Subject, subjects
 
 from vqverify import parametrize_with_invariants
 
@@ -10,7 +10,7 @@ def bind(subject: Subject):
         subject.target,
         subject.kwargs,
         applies=subject.applies,
-        expectations=EXPECTATIONS if EXPECTATIONS.exists() else None,
+        expectations=subject.expectations,
     )
     def test(check):
         check()

@@ -70,12 +70,12 @@ def within(error: ArrayLike | torch.Tensor, bound: ArrayLike | torch.Tensor, lab
         ValueError: if the bound is negative, NaN or infinite: a fault of the check, not of the layer.
     """
     errors, bounds = np.broadcast_arrays(np.abs(_array(error)), _array(bound))
+    if errors.size and not np.all(np.isfinite(errors)):
+        return Clause("nonfinite", math.inf, holds=False, message=f"{message} (the result is not finite)".strip())
     if not np.all(np.isfinite(bounds)) or np.any(bounds < 0):
         raise ValueError(f"bound of {label!r} must be finite and not negative, got {bounds.min()}..{bounds.max()}")
     if errors.size == 0:
         return Clause(label, 0.0, holds=True)
-    if not np.all(np.isfinite(errors)):
-        return Clause("nonfinite", math.inf, holds=False, message=f"{message} (the result is not finite)".strip())
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         margins = np.where(errors == 0, 0.0, errors / bounds)
     worst = int(margins.argmax())

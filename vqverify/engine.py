@@ -328,7 +328,7 @@ def explain(results: Iterable[Result]) -> tuple[Result, ...]:
     known = registry()
     failed = {name for result in results if result.status in {"failed", "fixed"} for name in _names(result)}
     return tuple(
-        replace(result, explained_by=tuple(id_ for id_ in known[result.invariant].follows if id_ in failed))
+        replace(result, explained_by=_causes(result, known[result.invariant].follows, failed))
         if result.status == "failed"
         else result
         for result in results
@@ -338,3 +338,12 @@ def explain(results: Iterable[Result]) -> tuple[Result, ...]:
 def _names(result: Result) -> tuple[str, str]:
     """What `follows` may call a result: its id, or its id with the case."""
     return result.invariant, f"{result.invariant}[{result.case}]"
+
+
+def _causes(result: Result, follows: tuple[str, ...], failed: set[str]) -> tuple[str, ...]:
+    """Failed rows that name the cause: what the row says it follows, and for NaN and exceptions the rows about them."""
+    general = {"raised": "interface.runs"}.get(result.label or "")
+    if "finite" in (result.label or ""):
+        general = "estimator.finite"
+    causes = (*follows, general) if general and general != result.invariant else follows
+    return tuple(dict.fromkeys(id_ for id_ in causes if id_ in failed))

@@ -57,7 +57,7 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
     "lookup.forward_is_code",
     follows=("update.uses_old_codes",),
     source="000 §4.1; theory T14, T5",
-    needs=("levels", "codebook", "estimator!=softmax|noise|other"),
+    needs=("codes", "codebook", "estimator!=softmax|noise|other"),
     state="both",
     parts=both_modes,
     mutants=("rotation_forward_unscaled", "stale_code", "quantise_after_update", "codes_off_by_one"),
@@ -67,12 +67,35 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
 def forward_is_code(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Forward invariance: what the layer returns in place of a latent is its code e[k], up to the rounding of the estimator."""
     u = roundoff(subject)
-    for view in views(traced(subject, case, train=case.part == "train")):
+    out = traced(subject, case, train=case.part == "train")
+    if not out.levels:
+        yield from _unexplained(subject, out, u)
+    for view in views(out):
         bound = forward_bound(subject, view, u)
         keep = np.isfinite(bound) & (view.k >= 0)
         if keep.any():
             error = norms(view.value - view.q)[keep]
             yield within(error, bound[keep], "forward", f"|z_q − e[k]| at level {view.index}")
+
+
+def _unexplained(subject: Quantizer, out: Quantized, u: float) -> Iterator[Clause]:
+    """A codebook in the latents' own space and one code a latent, and nothing in the pass that comes near e[k]."""
+    z, value = array(out.z.rows), array(out.z_q.rows)
+    if out.codes is None or out.codes.shape[1] != 1 or len(out.codebook) != 1 or out.codebook[0].shape[1] != z.shape[1]:
+        return
+    if trait(subject, "structure") not in {"plain", None} or trait(subject, "estimator") not in {
+        "straight-through",
+        "none",
+    }:
+        return
+    k, book = out.codes[:, 0].cpu().numpy(), array(out.codebook[0])
+    kept = (k >= 0) & (k < len(book))
+    q = book[np.clip(k, 0, len(book) - 1)]
+    bound = 4 * u * (norms(q) + norms(q - z)) + tiny(subject)
+    if kept.any():
+        yield within(
+            norms(value - q)[kept], bound[kept], "forward", "|z_q − e[k]|: the codes do not name what was returned"
+        )
 
 
 def squared_distances(z: Array, book: Array) -> Array:
@@ -162,7 +185,7 @@ def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
     spread = own.std().clamp_min(1e-3)
     shift = 1000.0 * spread * torch.sign(torch.randn(d, generator=generator))
     subject.set_codebook([own + shift.to(own)])
-    z = (torch.randn(64, d, generator=generator) * spread + shift).to(subject.domain.dtype)
+    z = (torch.randn(512, d, generator=generator) * spread + shift).to(subject.domain.dtype)
     for view in views(subject.forward(z, train=True, seed=case.seed, trace=True)):
         distance = squared_distances(view.z, view.codebook)
         rows = np.arange(len(view.z))

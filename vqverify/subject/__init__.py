@@ -136,6 +136,7 @@ def _adapter(spec: Spec, target: Any) -> Any | None:
 
 def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Plan:
     if isinstance(module, BareEstimator):
+        _sound(module, spec)
         return bare_plan(module.codebook.shape[1])
     if adapter is not None:
         return adapter.plan(module, spec.kwargs)
@@ -143,6 +144,18 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
         # how a layer is called does not depend on its precision or place, and probes need small rounding
         module = make_factory(replace(spec, dtype=None, device=None), target)({}, spec.seed)
     return discover(module, target, spec.kwargs, dtype=torch.float32)
+
+
+def _sound(module: BareEstimator, spec: Spec) -> None:
+    """Refuse a function that is no estimator: called with (z, q), it must return a tensor of their shape."""
+    q = module.codebook[:3]
+    try:
+        value = module.estimator(q + 1, q)
+    except Exception as error:
+        raise TargetError(f"{spec.target} was called with (z, q) and raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, torch.Tensor) or value.shape != q.shape:
+        shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TargetError(f"{spec.target} must return z_q of the shape of z, {tuple(q.shape)}; it returned {shown}")
 
 
 def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> None:

@@ -101,6 +101,10 @@ def check_arguments(factory: Any, kwargs: Mapping[str, Any]) -> None:
             if key not in named:
                 raise TargetError(f"{name} has no argument {key!r}{suggest(key, named)}")
     missing = [key for key, value in named.items() if value.default is value.empty and key not in kwargs]
+    if missing and inspect.isfunction(factory) and len(missing) == 2 and not kwargs:
+        raise TargetError(
+            f"{name} is a function of {' and '.join(missing)}: is it an estimator? then add --as estimator"
+        )
     if missing:
         some = " ".join(f"--kw {key}=..." for key in missing)
         raise TargetError(f"{name} needs {', '.join(map(repr, missing))}: add {some}")
@@ -168,9 +172,9 @@ def _from_package(place: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or place
         if missing == place.partition(".")[0]:
-            raise TargetError(
-                f"{place} cannot be imported: there is no module {missing!r}; is it installed?"
-            ) from error
+            close = difflib.get_close_matches(missing, importlib.metadata.packages_distributions(), n=1, cutoff=0.8)
+            near = f"; did you mean {close[0]!r}?" if close else "; is it installed?"
+            raise TargetError(f"{place} cannot be imported: there is no module {missing!r}{near}") from error
         if place.startswith(f"{missing}.") or place == missing:
             parent = missing.rpartition(".")[0]
             raise TargetError(f"{parent} has no module {missing.rpartition('.')[2]!r}{_siblings(missing)}") from error
