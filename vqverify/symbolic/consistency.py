@@ -26,9 +26,13 @@ def _quadratic(f: Stated) -> bool:
     straight = (e + code.scaled(-1)).scaled(kappa)
     equal = {lam: 1}
     apart2 = 2 * e_norm**2 * (1 - c)
-    return rotation.equals(span.of(f["rotation's gap, ½κ|x|²"] * uhat)) and is_root(
-        f["STE's gap, ½κ|x|²"].subs(h, sp.Symbol("r", positive=True)), kappa**2 * sp.Symbol("r", positive=True) ** 2
-    ) and same((straight.T @ straight).scalar.subs(equal), kappa**2 * apart2)
+    return (
+        rotation.equals(span.of(f["rotation's gap, ½κ|x|²"] * uhat))
+        and is_root(
+            f["STE's gap, ½κ|x|²"].subs(h, sp.Symbol("r", positive=True)), kappa**2 * sp.Symbol("r", positive=True) ** 2
+        )
+        and same((straight.T @ straight).scalar.subs(equal), kappa**2 * apart2)
+    )
 
 
 def _linear(f: Stated) -> bool:
