@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vqverify.quantizer import Place, Quantized
 
 EXPLAINS = 1e-3
+ROWS = 97  # latents of a fit: families differ on nearly every row
 COARSE = 0.2  # z_q is a sum of codes, up to what a mistake in the value may do
 
 
@@ -97,10 +98,14 @@ def _carries(probe: Probe, out: Quantized, level: int) -> bool:
     return bool(probe.layer.vjp(out, cotangents(rows), ("q_c", level), ("z_c", level)).any())
 
 
+def _fits(m: Gradients, q: Tensor) -> list[Fit]:
+    return fits(m.z[:ROWS], q[:ROWS], m.g[:ROWS], m.got[:ROWS])
+
+
 def _fit(m: Gradients) -> Fit | None:
     """The family that explains the gradients, with the code as the codebook has it, or as it came out."""
     tolerance = EXPLAINS * max(1.0, torch.finfo(m.got.dtype).eps * 1e4)
-    best = [found[0] for q in (m.code, m.value) if q is not None and (found := fits(m.z, q, m.g, m.got))]
+    best = [found[0] for q in (m.code, m.value) if q is not None and (found := _fits(m, q))]
     explained = [fit for fit in best if fit.residual < tolerance]
     if explained and m.code is not None and best[0] is explained[0] and not constant_norm(m.z):
         return explained[0]  # a value without its scale would excuse a gradient without it
@@ -121,12 +126,12 @@ def _verdict(m: Gradients, probe: Probe, *, train: bool) -> Finding:
     if fit := _fit(m):
         gain = "" if abs(fit.gain - 1) < EXPLAINS else f"gain {fit.gain:.4g}"
         mistake = ", ".join(filter(None, (fit.family.mistake, gain))) or None
-        text = f"{m.where}: Jᵀg of {len(m.z)} generic latents, residual {fit.residual:.1e}"
+        text = f"{m.where}: Jᵀg of {len(m.z[:ROWS])} generic latents, residual {fit.residual:.1e}"
         return Finding(fit.family.name, evidence=text, mistake=mistake)
     for other in (_noise, relaxed.softmax, _elementwise, _fixed_linear):
         if finding := other(m, probe, train):
             return finding
-    nearest = fits(m.z, m.value, m.g, m.got)[:1]
+    nearest = _fits(m, m.value)[:1]
     text = "".join(f"; nearest is {fit.family.name}, residual {fit.residual:.2g}" for fit in nearest)
     if m.code is None:
         return unknown_(f"{m.where}: code space was not located{text}")
