@@ -123,3 +123,22 @@ def test_layer_is_left_as_built(row: Row) -> None:
     identify(layer)
     after = layer.state()
     assert all(before[name].equal(after[name]) for name in before)
+
+
+SMALLEST = [
+    (
+        {"dim": 1, "codebook_size": 4, "estimator": "straight-through"},
+        {"estimator": "straight-through", "smoothing": 0.0},
+    ),
+    ({"dim": 1, "codebook_size": 4}, {"estimator": "rotation", "mistake": None, "decay": 0.99}),
+    ({"dim": 2, "codebook_size": 2, "smoothing": 1e-3}, {"estimator": "rotation", "smoothing": 1e-3}),
+    ({"dim": 4, "codebook_size": 1}, {"estimator": "rotation", "learning": None}),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "want"), SMALLEST, ids=lambda value: "-".join(map(str, value.values())))
+def test_smallest_sizes(kwargs: dict[str, Any], want: dict[str, Any]) -> None:
+    for seed in range(SEEDS):
+        layer = _open(ROTATION, kwargs, seed)
+        assert not _wrong(layer.found, want), f"seed {seed}"
+        assert not _failed(layer), f"seed {seed}"

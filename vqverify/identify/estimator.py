@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqverify.identify import relaxed
+from vqverify.identify import relaxed, unusual
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, latents_at, relative, unknown_
+from vqverify.identify.unusual import EXPLAINS
 from vqverify.quantizer import Finding
 from vqverify.subject.families import Fit, fits
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from vqverify.quantizer import Place, Quantized
 
-EXPLAINS = 1e-3
 ROWS = 97  # latents of a fit: families differ on nearly every row
 COARSE = 0.2  # z_q is a sum of codes, up to what a mistake in the value may do
 
@@ -128,7 +128,7 @@ def _verdict(m: Gradients, probe: Probe, *, train: bool) -> Finding:
         mistake = ", ".join(filter(None, (fit.family.mistake, gain))) or None
         text = f"{m.where}: Jᵀg of {len(m.z[:ROWS])} generic latents, residual {fit.residual:.1e}"
         return Finding(fit.family.name, evidence=text, mistake=mistake)
-    for other in (_noise, relaxed.softmax, _elementwise, _fixed_linear):
+    for other in (unusual.on_a_line, unusual.noise, relaxed.softmax, unusual.elementwise, unusual.fixed_linear):
         if finding := other(m, probe, train):
             return finding
     nearest = _fits(m, m.value)[:1]
@@ -136,43 +136,6 @@ def _verdict(m: Gradients, probe: Probe, *, train: bool) -> Finding:
     if m.code is None:
         return unknown_(f"{m.where}: code space was not located{text}")
     return Finding("other", evidence=f"{m.where}: no family explains the gradients{text}")
-
-
-def _noise(m: Gradients, _probe: Probe, _train: bool) -> Finding | None:
-    """Z + |q − z| w with a unit w held constant (NSVQ, DiVeQ): Jᵀg = g + (w·g)(z − q)/|z − q|."""
-    if m.code is None or relative(m.value - m.code, m.code) < 1e-3:
-        return None
-    back, step, g = (m.z - m.code).double(), (m.value - m.z).double(), m.g.double()
-    along = (step * g).sum(1, keepdim=True) / (step.norm(dim=1, keepdim=True) * back.norm(dim=1, keepdim=True))
-    residual = relative(m.got.double() - g - along * back, m.got)
-    if not residual < EXPLAINS:
-        return None
-    return Finding("noise", evidence=f"{m.where}: z + |q − z| w with w constant explains Jᵀg, residual {residual:.1e}")
-
-
-def _elementwise(m: Gradients, probe: Probe, _train: bool) -> Finding | None:
-    """A diagonal Jacobian: rounding with identity gradient behind a componentwise bound (FSQ)."""
-    if m.code is not None or m.z.shape[1] < 2:
-        return None
-    mask = torch.zeros_like(m.g)
-    mask[:, ::2] = 1
-    part = probe.layer.vjp(m.out, m.g * mask, m.src, m.dst)
-    if relative(part * (1 - mask), m.got) > EXPLAINS:
-        return None
-    rate = m.got / m.g
-    text = f"{m.where}: the Jacobian is diagonal, {float(rate.min()):.3g} to {float(rate.max()):.3g}: a bound, rounded"
-    return Finding("straight-through", evidence=text)
-
-
-def _fixed_linear(m: Gradients, probe: Probe, _train: bool) -> Finding | None:
-    """One constant matrix for all latents: straight-through between linear maps into and out of code space."""
-    if m.code is not None or len(m.z) < 2:
-        return None
-    got = probe.layer.vjp(m.out, m.g[:1].expand_as(m.g), m.src, m.dst)
-    if relative(got - got[:1], got) > EXPLAINS:
-        return None
-    text = f"{m.where}: Jᵀ is one matrix for all latents: the identity in code space between linear maps"
-    return Finding("straight-through", evidence=text)
 
 
 def _agreed(verdicts: list[Finding]) -> Finding:

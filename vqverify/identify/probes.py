@@ -71,6 +71,12 @@ class Probe:
         centres = self.latents(CLUSTERS, seed=1).repeat_interleave(max(1, self.n // CLUSTERS), 0)
         return centres + 0.02 * self.latents(len(centres), seed=2)
 
+    @cached_property
+    def lone(self) -> Tensor:
+        """As many latents around one centre, so that most codes receive none."""
+        centre = self.clustered[:1].expand(len(self.clustered), -1)
+        return centre + 0.02 * self.latents(len(centre), seed=2)
+
     def run(self, z: Tensor, *, train: bool, seed: int = 0, trace: bool = False) -> Quantized:
         """One pass from the state as built.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqverify.identify.learning import bincounts
-from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative
+from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative, unknown_
 from vqverify.quantizer import Finding
 from vqverify.subject import state
 
@@ -26,6 +26,7 @@ def _view(layer: Layer, slot: Slot) -> Tensor:
 
 NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")
 SHOWN = NAMES[:3]
+FEW = 3  # codes: too few for a curve
 
 
 @attempt(*NAMES)
@@ -42,14 +43,15 @@ def smoothing(probe: Probe) -> Findings:
 
     def prepare() -> None:
         for (counts, sums), e in zip(layer.plan.accumulators, layer.codebooks(), strict=False):
-            sizes = torch.logspace(-9, 0, len(e), dtype=torch.float64).to(_view(layer, counts))
+            top = 0 if len(e) > FEW else -7  # one unused code must be a rare one
+            sizes = torch.logspace(-9, top, len(e), dtype=torch.float64).to(_view(layer, counts))
             _view(layer, counts).copy_(sizes)
             _view(layer, sums).copy_(sizes[:, None] * e.to(sizes))
 
-    step = probe.step(probe.clustered, prepare)
+    step = probe.step(probe.lone, prepare)
     old, new, c = step.counted[0], step.recounted[0], step.after[0].double()
     unused = torch.stack(bincounts(step, layer, 0)).sum(0) == 0
-    if int(unused.sum()) < 2:
+    if not bool(unused.any()):
         raise Unknown("every code received a latent")
     found = _replaced(step, unused)
     if found["replacement"].value == "batch":
@@ -84,6 +86,11 @@ def _curve(estimate: Tensor, size: Tensor, total: float, k: int) -> Findings:
     shapes = {"clamp": torch.maximum(size, torch.full_like(size, floor)), "laplace": size + epsilon}
     off = {kind: float(((estimate - want) / want).abs().max()) for kind, want in shapes.items()}
     kind = min(off, key=lambda name: off[name])
+    if k <= FEW:
+        value = _laplace(floor, float(size[0]), total, k)
+        text = f"m'/c' is {floor:.3g} at N' = {float(size[0]):.1g}"
+        unclear = unknown_(f"{text}; {k} codes are too few to tell Laplace from clamp")
+        return {"smoothing": Finding(float(f"{value:.3g}"), evidence=text), "smoothing_kind": unclear}
     if off[kind] < 0.2:
         value = floor if kind == "clamp" else _laplace(floor, float(size[0]), total, k)
         text = f"m'/c' falls from 1 at N' = 1 to {floor:.3g} at N' = {float(size[0]):.1g}, as {kind} does with ε = {value:.3g}"
