@@ -132,9 +132,7 @@ def test_a_changed_formula_changes_the_oracle(module, name, formula, call, monke
     monkeypatch.setattr(
         module,
         name,
-        dataclasses.replace(
-            derivation, stated={**derivation.stated, formula: derivation.stated[formula] * 2}
-        ),
+        dataclasses.replace(derivation, stated={**derivation.stated, formula: derivation.stated[formula] * 2}),
     )
     regenerate()
     assert not np.allclose(before, call())
@@ -148,9 +146,7 @@ def test_importing_the_oracles_imports_no_sympy():
 
 def test_a_formula_with_an_unknown_symbol_is_refused(monkeypatch, regenerate):
     source = ema.LAPLACE
-    monkeypatch.setattr(
-        ema, "LAPLACE", dataclasses.replace(source, stated={"N̂": source.stated["N̂"] + uhat[0, 0]})
-    )
+    monkeypatch.setattr(ema, "LAPLACE", dataclasses.replace(source, stated={"N̂": source.stated["N̂"] + uhat[0, 0]}))
     regenerate()
     with pytest.raises(ValueError, match="needs"):
         oracles.laplace([1.0, 2.0], 0.1)

@@ -15,14 +15,16 @@ from vqverify.symbolic.derivation import Derivation, Proof, Step
 from vqverify.symbolic.errata import Erratum
 
 _INLINE = re.compile(r"\$([^$]+)\$")
+_LOWER = re.compile(r"_(?:\{([^}]*)\}|([A-Za-z0-9α-ωâ-ûẑ⟂\u0302]+))")
+_UPPER = re.compile(r"\^(?:\{([^}]*)\}|(-?[A-Za-z0-9]+))")
 _NAMES = {
-    "e_norm": "|e|",
-    "q_norm": "|q|",
-    "g_norm": "|g|",
-    "z_norm": "|z|",
-    "c_norm": "|c|",
+    "e_norm": r"\left|e\right|",
+    "q_norm": r"\left|q\right|",
+    "g_norm": r"\left|g\right|",
+    "z_norm": r"\left|z\right|",
+    "c_norm": r"\left|c\right|",
     "c_max": r"\max|c|",
-    "n2": "|g|^2",
+    "n2": r"\left|g\right|^2",
     "qg": r"\langle q,g\rangle",
     "eg": r"\langle e,g\rangle",
     "ug": r"\hat u\cdot g",
@@ -36,8 +38,10 @@ _NAMES = {
     "sum_Gx": r"\sum_i G_i x_i",
     "sg_q_minus_z": r"\mathrm{sg}(q-z)",
     "sg_q": r"\mathrm{sg}\,q",
-    "E_D": r"\mathbb E D",
-    "E_D2": r"\mathbb E D^2",
+    "E_D": r"\mathbb E[D]",
+    "E_D2": r"\mathbb E[D^2]",
+    "delta_perp": r"\delta_\perp",
+    "u_0": r"\hat u",
     "zc": r"z\cdot c",
     "z2": "|z|^2",
     "cc": "(|c_k|^2-|c_j|^2)",
@@ -51,7 +55,7 @@ _NAMES = {
     "vhat": r"\hat v",
 }
 _PLAIN = {
-    r"\langle ": "⟨", r"\rangle": "⟩", r"\mathsf T": "T",
+    r"\langle ": "⟨", r"\rangle": "⟩", r"\mathsf T": "T", r"\pm ": "±",
     r"\hat u": "û", r"\hat v": "v̂", r"\lambda": "λ", r"\mathrm{tr}": "tr", r"\mathrm{fl}": "fl", r"\alpha": "α",
     r"\theta": "θ", r"\perp": "⟂", r"\le": "≤", r"\ge": "≥", r"\cdot": "·", r"\det": "det", r"\eta": "η", r"\|": "‖",
     r"\beta": "β", r"\equiv": "≡", r"\,": " ", "^T": "ᵀ", "^2": "²", "^{-1}": "⁻¹", r"^{d-1}": "^(d−1)", "-": "−",
@@ -101,6 +105,11 @@ class _Printer(LatexPrinter):
     def _print_MatrixSymbol(self, expr: Any) -> str:  # noqa: N802
         return _NAMES.get(expr.name) or str(super()._print_Symbol(expr))
 
+    def _print_MatAdd(self, expr: Any) -> str:  # noqa: N802
+        # the identity first, and a sum of a negative term as a difference
+        terms = sorted(expr.args, key=lambda term: (not isinstance(term, sp.Identity), str(term)[0] == "-"))
+        return " + ".join(str(self._print(term)) for term in terms).replace("+ -", "-")
+
 
 def latex(formula: Any) -> str:
     """A stated formula in LaTeX."""
@@ -127,9 +136,14 @@ def _mathml(source: str, display: str = "block") -> str:
 
 
 def _inline(text: str) -> str:
-    """Text as HTML, with the mathematics between dollar signs as MathML."""
+    """Text as HTML, with the mathematics between dollar signs as MathML, and indices and exponents as such."""
     parts = _INLINE.split(text)
-    return "".join(_mathml(part, "inline") if index % 2 else escape(part) for index, part in enumerate(parts))
+    return "".join(_mathml(part, "inline") if index % 2 else _scripts(part) for index, part in enumerate(parts))
+
+
+def _scripts(text: str) -> str:
+    lowered = _LOWER.sub(lambda match: f"<sub>{match[1] or match[2]}</sub>", escape(text, quote=False))
+    return _UPPER.sub(lambda match: f"<sup>{match[1] or match[2]}</sup>", lowered)
 
 
 def formulas(derivation: Derivation) -> tuple[tuple[str, str], ...]:
