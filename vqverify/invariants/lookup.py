@@ -177,11 +177,12 @@ def _regret(subject: Quantizer, view: View, kept: Mask, u: float) -> Clause:
 def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Far from the origin, too, the chosen code is nearest within the bound of direct differences."""
     u = roundoff(subject)
+    subject.restore()  # its own codes, spread as they were built
     own, *rest = subject.codebooks()
     d = own.shape[1]
     if d != subject.domain.dim or rest:
         return
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator().manual_seed(0xFA4 + case.seed)  # not the seed that the codebook was drawn with
     spread = own.std().clamp_min(1e-3)
     shift = 1000.0 * spread * torch.sign(torch.randn(d, generator=generator))
     subject.set_codebook([own + shift.to(own)])
