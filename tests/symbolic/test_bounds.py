@@ -124,6 +124,35 @@ def t05_forward(rows):
     return valid * error / (oracles.bound_b1(4, sigma, U) * q_norm / e_norm * norm(x)) / FIRST_ORDER
 
 
+@case(12, ROUNDING)
+def t07_equivariance(rows):
+    # Q reverses the components and turns two signs: exact in floats
+    e, q, x = f32(*parts(rows, (4,), (4,), (4,)))
+    e_norm, q_norm, sigma, valid = geometry(e, q)
+    signs = np.array([1.0, -1.0, 1.0, -1.0])
+    plain = rotate32(e, q, x, transposed=True)[:, ::-1] * signs
+    turned = rotate32(*(part[:, ::-1] * signs for part in (e, q, x)), transposed=True)
+    return valid * norm(plain - turned.astype(float)) / (2 * oracles.bound_b1(4, sigma, U) * q_norm / e_norm * norm(x))
+
+
+@case(12, ROUNDING)
+def t08_push_pull(rows):
+    e, q, g = f32(*parts(rows, (4,), (4,), (4,)))
+    e_norm, q_norm, sigma, valid = geometry(e, q)
+    lam, c = q_norm / e_norm, (e * q).sum(-1) / (e_norm * q_norm)
+    rate = -2 * ((e - q) * (rotate32(e, q, g, transposed=True).astype(float) - g)).sum(-1)
+    exact = bound("T8", "d|e−q|²/dη", **{"lambda": lam}, c=c, qg=(q * g).sum(-1), eg=(e * g).sum(-1))
+    limit = 2 * oracles.bound_b1(4, sigma, U) * (1 + lam) ** 2 * norm(e - q) * norm(g)
+    return valid * np.abs(rate - exact) / limit / FIRST_ORDER
+
+
+@case(2, ROUNDING)
+def t15_scaling(rows):
+    g, N = f32(rows[:, 0], np.abs(rows[:, 1]) + 1e-3)
+    g32, N32 = single(g, N)
+    return np.abs((g32 / N32) * N32 - g) / (2 * U * np.abs(g)) / FIRST_ORDER
+
+
 def jacobians(e, q):
     basis = np.eye(e.shape[1])
     return np.stack([oracles.rotation_jvp(e, q, np.broadcast_to(b, e.shape)) for b in basis], axis=-1)
@@ -308,6 +337,26 @@ def t25_affine(rows):
     return np.abs(got - exact) / ((3 + 4) * U * np.abs(a) * (np.abs(G) * (1 + np.abs(x))).sum(-1)) / FIRST_ORDER
 
 
+@case(6 + 4, ROUNDING)
+def t26_moments(rows):
+    z, c = f32(*parts(rows, (6,), (4,)))
+    z32, c32 = single(z, c)
+
+    def moments(x, add):
+        size = x.dtype.type(x.shape[1])
+        mean = add(x) / size
+        return mean, np.sqrt(add((x - mean[:, None]) ** 2) / size)
+
+    def mapped(latents, codes, add):
+        (mean_e, std_e), (mean_q, std_q) = moments(latents, add), moments(codes, add)
+        return (std_e / std_q)[:, None] * (codes - mean_q[:, None]) + mean_e[:, None], std_e / std_q
+
+    got, _ = mapped(z32, c32, total)
+    exact, scale = mapped(z, c, lambda x: x.sum(-1))
+    limit = (6 + 4 + 10) * U * (np.abs(z).max(-1) + scale * np.abs(c).max(-1))
+    return (np.abs(got - exact).max(-1) / limit) / FIRST_ORDER
+
+
 @case(6 + 6, ROUNDING)
 def t28_direct(rows):
     z, c = f32(*parts(rows, (6,), (6,)))
@@ -366,6 +415,15 @@ def t30_range(rows):
     rho = np.maximum(np.ptp(D, axis=-1), 1e-12)
     high, low = (bound("T30", name, rho=rho, T=T) for name in ("K p_j at most", "K p_j at least"))
     return np.maximum(5 * p.max(-1) / high, low / (5 * p.min(-1))) / (1 + 1e-9)
+
+
+@case(6, ROUNDING)
+def t31_rounding(rows):
+    p = f32(np.abs(rows) / np.abs(rows).sum(-1, keepdims=True))
+    p32 = single(p)[0]
+    got = np.exp(-total(p32 * np.log(np.where(p32 > 0, p32, np.float32(1))))).astype(float)
+    exact = np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum(-1))
+    return np.abs(got - exact) / ((6 + 8) * U * exact * np.log(6)) / FIRST_ORDER
 
 
 @case(6, TIGHT)

@@ -188,7 +188,7 @@ def as_html(chapters: Sequence[Chapter], entries: Sequence[Entry] = ()) -> str:
     )
 
 
-_ESCAPES = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\^{}"}
+_ESCAPES = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\^{}", "⟂": r"$\perp$"}
 
 
 def _tex(text: str) -> str:
@@ -233,9 +233,9 @@ def as_latex(chapters: Sequence[Chapter], entries: Sequence[Entry] = ()) -> str:
     return "\n".join(
         [
             r"\documentclass{article}",
-            r"\usepackage{amsmath,amssymb,fontspec,unicode-math}",
-            r"\setmainfont{DejaVu Serif}",
-            r"\begin{document}",
+            r"\usepackage{amsmath,unicode-math}",
+            r"\setmainfont{DejaVu Sans}",
+            r"\begin{document}\sloppy",
             *(_tex_chapter(chapter) for chapter in chapters),
             *errata,
             r"\end{document}",
