@@ -9,7 +9,7 @@ from unicodedata import combining
 import pytest
 
 from vqverify.cli import run
-from vqverify.symbolic import book, catalogue, householder
+from vqverify.symbolic import angle, book, catalogue, householder
 from vqverify.symbolic.derivation import algebra
 
 
@@ -62,7 +62,7 @@ def test_the_page_typesets_every_theorem_and_erratum(page):
 
 
 def test_the_page_says_what_does_not_hold():
-    broken = dataclasses.replace(householder.ANGLE, steps=(algebra("wrong", lambda _: False),))
+    broken = dataclasses.replace(angle.ANGLE, steps=(algebra("wrong", lambda _: False),))
     text = book.as_html([book.Chapter(broken, proof=broken.prove())])
     assert "does not hold: wrong" in text
 
@@ -94,7 +94,7 @@ def test_prove_writes_json_and_exits_0(tmp_path, capsys):
 
 
 def test_prove_exits_1_and_names_what_does_not_hold(monkeypatch, capsys):
-    broken = dataclasses.replace(householder.ANGLE, stated={**householder.ANGLE.stated, "J": -householder.ROTATION})
+    broken = dataclasses.replace(angle.ANGLE, stated={**angle.ANGLE.stated, "J": -householder.ROTATION})
     monkeypatch.setattr(catalogue, "derivations", lambda: (broken,))
     assert run(["prove", "--only", "rotation.angle"]) == 1
     assert "rotation.angle does not hold" in capsys.readouterr().out

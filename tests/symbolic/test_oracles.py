@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqverify.symbolic import commitment, ema, householder, oracles
+from vqverify.symbolic import commitment, ema, gap, generated, householder, oracles
 from vqverify.symbolic.notation import identity, s, sigma, uhat, vhat
 
 U = 2.0**-53
@@ -92,8 +92,8 @@ def test_gap_bounds():
 
 @pytest.fixture
 def regenerate():
-    yield oracles.clear
-    oracles.clear()
+    yield generated.clear
+    generated.clear()
 
 
 def test_a_changed_formula_changes_the_rotation_oracle(rows, monkeypatch, regenerate):
@@ -150,3 +150,30 @@ def test_a_formula_with_an_unknown_symbol_is_refused(monkeypatch, regenerate):
     regenerate()
     with pytest.raises(ValueError, match="needs"):
         oracles.laplace([1.0, 2.0], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "formula", "wrong", "rows"),
+    [
+        (householder, "ALGEBRA", "R", identity - 2 * s * s.T / sigma**2 + 2 * uhat * vhat.T, ("estimator.jacobian",)),
+        (commitment, "CONVENTIONS", "A ∂q", -commitment.CONVENTIONS.stated["A ∂q"], ("update.ema_is_commitment",)),
+        (gap, "ROTATION", "bound", gap.ROTATION.stated["bound"] / 2, ("gap.bound",)),
+        (ema, "STEP", "N'", ema.STEP.stated["N'"] * 2, ("update.ema_law",)),
+    ],
+)
+def test_a_changed_formula_fails_the_rows_that_rest_on_it(module, name, formula, wrong, rows, monkeypatch, regenerate):
+    from vqverify.api import check_quantizer
+
+    def failed():
+        regenerate()
+        report = check_quantizer("vqverify.reference:VectorQuantizer", {"dim": 4, "codebook_size": 8}, only=rows)
+        return {
+            result.invariant for subject in report.subjects for result in subject.results if result.status == "failed"
+        }
+
+    assert not failed()
+    derivation = getattr(module, name)
+    changed = dataclasses.replace(derivation, stated={**derivation.stated, formula: wrong})
+    monkeypatch.setattr(module, name, changed)
+    assert failed() == set(rows)
+    assert not changed.prove().holds

@@ -14,6 +14,7 @@ from vqverify.symbolic.errata import ERRATA, Erratum
 
 SUBJECTS = (
     "householder",
+    "angle",
     "extremal",
     "dynamics",
     "rounding",
@@ -26,6 +27,7 @@ SUBJECTS = (
     "sync",
     "affine",
     "voronoi",
+    "argmin",
     "sampling",
     "perplexity",
     "residual",

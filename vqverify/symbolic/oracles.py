@@ -7,78 +7,17 @@ over û, v̂, s = û + v̂ and the argument (``householder.coefficients``), neve
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vqverify.symbolic.generated import formula, rotation
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Array = NDArray[np.float64]
-
-# oracle formula -> (module, derivation, stated formula, names of the arguments)
-_SOURCES = {
-    "b1": ("rounding", "ROTATION", "B1", "d sigma u"),
-    "ema count": ("ema", "STEP", "N'", "N n gamma"),
-    "ema sum": ("ema", "STEP", "m'", "m S gamma"),
-    "laplace": ("ema", "LAPLACE", "N̂", "N T K epsilon"),
-    "A ∂z": ("commitment", "CONVENTIONS", "A ∂z", "z q beta"),
-    "A ∂q": ("commitment", "CONVENTIONS", "A ∂q", "z q beta"),
-    "A value": ("commitment", "CONVENTIONS", "A value", "z q beta"),
-    "V ∂z": ("commitment", "CONVENTIONS", "V ∂z", "z q beta"),
-    "V ∂q": ("commitment", "CONVENTIONS", "V ∂q", "z q beta"),
-    "V value": ("commitment", "CONVENTIONS", "V value", "z q beta"),
-    "gap ste": ("gap", "STE", "bound", "kappa h"),
-    "gap rotation": ("gap", "ROTATION", "bound", "kappa g_norm e_norm h"),
-    "gap hessian": ("gap", "HESSIAN", "bound", "M h"),
-}
-
-
-def _lambdify(expression: Any, names: str, modules: str) -> Callable[..., Any]:
-    import sympy as sp
-
-    expression = sp.sympify(tuple(expression)) if isinstance(expression, list) else sp.sympify(expression)
-    known = {symbol.name: symbol for symbol in expression.free_symbols}
-    arguments = [known.pop(name, sp.Dummy(name)) for name in names.split()]
-    if known:
-        raise ValueError(f"the formula {expression} needs {sorted(known)}, which the oracle does not have")
-    return sp.lambdify(arguments, expression, modules=modules)
-
-
-@cache
-def _formula(name: str, modules: str = "numpy") -> Callable[..., Any]:
-    module, derivation, stated, arguments = _SOURCES[name]
-    source = getattr(import_module(f"vqverify.symbolic.{module}"), derivation)
-    return _lambdify(source.stated[stated], arguments, modules)
-
-
-class _Rotation(NamedTuple):
-    """Coefficients on û, v̂, s and the argument x, as functions of û·x, v̂·x, s·x and sigma."""
-
-    vjp: Callable[..., tuple[Any, Any, Any, Any]]
-    jvp: Callable[..., tuple[Any, Any, Any, Any]]
-
-
-@cache
-def _rotation(modules: str = "numpy") -> _Rotation:
-    from vqverify.symbolic import householder
-
-    order = ("uhat", "vhat", "s", "ident")
-    return _Rotation(
-        *(
-            _lambdify([side[name] for name in order], "ug vg sg sigma", modules)
-            for side in householder.coefficients(householder.ALGEBRA.stated["R"])
-        ),
-    )
-
-
-def clear() -> None:
-    """Forget the generated functions, so that they are made again from the derivations as they are now."""
-    _formula.cache_clear()
-    _rotation.cache_clear()
 
 
 def _rows(*arrays: ArrayLike) -> tuple[Array, ...]:
@@ -123,12 +62,12 @@ def rotation_vjp(z: ArrayLike, q: ArrayLike, g: ArrayLike) -> Array:
     Raises:
         ValueError: the arrays are not of one shape (N, D).
     """
-    return _apply(_rotation().vjp, z, q, g)
+    return _apply(rotation().vjp, z, q, g)
 
 
 def rotation_jvp(z: ArrayLike, q: ArrayLike, x: ArrayLike) -> Array:
     """The forward product J x with J = lambda R; arguments and errors as in ``rotation_vjp``."""
-    return _apply(_rotation().jvp, z, q, x)
+    return _apply(rotation().jvp, z, q, x)
 
 
 def rotation_vjp_exact(z: ArrayLike, q: ArrayLike, g: ArrayLike, digits: int = 50) -> Array:
@@ -149,7 +88,7 @@ def rotation_vjp_exact(z: ArrayLike, q: ArrayLike, g: ArrayLike, digits: int = 5
     import mpmath
 
     z, q, g = _rows(z, q, g)
-    coefficients = _rotation("mpmath").vjp
+    coefficients = rotation("mpmath").vjp
     result = np.empty_like(z)
     with mpmath.workdps(digits):
         for index, arrays in enumerate(zip(z, q, g, strict=True)):
@@ -184,7 +123,7 @@ def bound_b1(dim: int, sigma: ArrayLike, u: float) -> Array:
     Returns:
         The bound, of sigma's shape.
     """
-    return np.asarray(_formula("b1")(dim, np.asarray(sigma, dtype=np.float64), u), dtype=np.float64)
+    return np.asarray(formula("b1")(dim, np.asarray(sigma, dtype=np.float64), u), dtype=np.float64)
 
 
 class EmaState(NamedTuple):
@@ -209,8 +148,8 @@ def ema_step(N: ArrayLike, m: ArrayLike, n: ArrayLike, S: ArrayLike, decay: floa
         ``(N', m', e')`` with e' = m'/N'; NaN or infinite where N' = 0.
     """
     arrays = [np.asarray(array, dtype=np.float64) for array in (N, m, n, S)]
-    counts = np.asarray(_formula("ema count")(arrays[0], arrays[2], decay), dtype=np.float64)
-    sums = np.asarray(_formula("ema sum")(arrays[1], arrays[3], decay), dtype=np.float64)
+    counts = np.asarray(formula("ema count")(arrays[0], arrays[2], decay), dtype=np.float64)
+    sums = np.asarray(formula("ema sum")(arrays[1], arrays[3], decay), dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return EmaState(counts, sums, sums / counts[:, None])
 
@@ -226,7 +165,7 @@ def laplace(N: ArrayLike, eps: float) -> Array:
         (N + eps) T / (T + K eps) with T = sum N, (K,).
     """
     counts = np.asarray(N, dtype=np.float64)
-    return np.asarray(_formula("laplace")(counts, counts.sum(), counts.size, eps), dtype=np.float64)
+    return np.asarray(formula("laplace")(counts, counts.sum(), counts.size, eps), dtype=np.float64)
 
 
 class Commitment(NamedTuple):
@@ -257,14 +196,14 @@ def commitment_gradients(z: ArrayLike, q: ArrayLike, convention: Literal["A", "V
         raise ValueError(f"convention must be 'A' or 'V', got {convention!r}")
     z, q = _rows(z, q)
     parts = (
-        np.asarray(_formula(f"{convention} {part}")(z, q, beta), dtype=np.float64) for part in ("∂z", "∂q", "value")
+        np.asarray(formula(f"{convention} {part}")(z, q, beta), dtype=np.float64) for part in ("∂z", "∂q", "value")
     )
     dz, dq, value = parts
     return Commitment(dz, dq, value.sum(axis=1))
 
 
 def _bound(name: str, *arguments: ArrayLike) -> Array:
-    return np.asarray(_formula(name)(*(np.asarray(a, dtype=np.float64) for a in arguments)), dtype=np.float64)
+    return np.asarray(formula(name)(*(np.asarray(a, dtype=np.float64) for a in arguments)), dtype=np.float64)
 
 
 def gap_bound_ste(kappa: ArrayLike, h: ArrayLike) -> Array:
