@@ -6,7 +6,7 @@ import sympy as sp
 
 from vqverify.symbolic import catalogue, oracles
 
-U = 2.0**-24
+U, EPS = 2.0**-24, 2.0**-53
 FIRST_ORDER = 1.01  # the bounds are first order in u
 TIGHT, ROUNDING, ANY = 0.99, 1e-3, 0.0
 CASES = {}
@@ -221,14 +221,16 @@ def t10_rotation_aligned(rows):
     H = kappa[:, None, None] * (np.eye(2) - 2 * axis[:, :, None] * axis[:, None, :] / (axis**2).sum(-1)[:, None, None])
     gap = norm(np.einsum("nij,nj->ni", H, e - q) + turned)
     valid = (geometry(e, q)[2] > 1e-3) & (norm(axis) > 1e-3)
-    return valid * gap / oracles.gap_bound_rotation(kappa, norm(g), norm(e), norm(q - e)) / (1 + 1e-9)
+    own = 64 * EPS * (kappa * (norm(e) + norm(q)) + (1 + norm(q) / norm(e)) * norm(g)) / norm(axis) ** 2
+    return valid * gap / (oracles.gap_bound_rotation(kappa, norm(g), norm(e), norm(q - e)) + own)
 
 
 @case(9, TIGHT)
 def t11_hessian(rows):
     M, e, q = parts(rows, (3,), (3,), (3,))  # L = Σ M_i x_i³/6
     estimate = M * q**2 / 2 + M * q * (e - q)
-    return norm(M * e**2 / 2 - estimate) / oracles.gap_bound_hessian(np.abs(M).max(-1), norm(q - e)) / (1 + 1e-6)
+    own = 16 * EPS * norm(np.abs(M) * (e**2 + q**2))  # the rounding of this computation
+    return norm(M * e**2 / 2 - estimate) / (oracles.gap_bound_hessian(np.abs(M).max(-1), norm(q - e)) + own)
 
 
 @case(2, ROUNDING)
@@ -404,7 +406,9 @@ def t30_concentration(rows):
     weights = np.exp(-(D - ordered[:, :1]) / T[:, None])
     p = weights / weights.sum(-1, keepdims=True)
     gap = np.maximum(ordered[:, 1] - ordered[:, 0], 1e-12)
-    return (1 - p.max(-1)) / bound("T30", "1 − p_k at most", K=5, Delta=gap, T=T) / (1 + 1e-9)
+    others = np.sort(p, axis=-1)[:, :-1].sum(-1)  # 1 − p_k without its rounding
+    limit = bound("T30", "1 − p_k at most", K=5, Delta=gap, T=T)
+    return (limit > 1e-300) * others / limit / (1 + 1e-9)
 
 
 @case(5 + 1, 0.9)
