@@ -399,7 +399,7 @@ def t29_half(rows):
     return np.abs(rounded - norm(z - c)) / limit
 
 
-@case(5 + 1, 0.9)
+@case(5 + 1, 0.5)
 def t30_concentration(rows):
     D, T = np.abs(rows[:, :5]), np.exp(np.clip(rows[:, 5], -4, 4))
     ordered = np.sort(D, axis=1)
