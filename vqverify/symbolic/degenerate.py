@@ -56,6 +56,19 @@ def _condition(f: Stated) -> bool:
     return pure and same(squared.trace(), 2 * value.subs(SIGMA)) and _rank_two(squared, value)
 
 
+def _in_plane(f: Stated) -> bool:
+    """The same for v̂ moving in the plane, at cos = (1 − w²)/(1 + w²): dRᵀdR is the identity on it."""
+    cosine, sine = (1 - w**2) / (1 + w**2), 2 * w / (1 + w**2)
+    base = sp.MatrixSymbol("v_0", d, 1)
+    moved = base + tau * (uhat - cosine * base) / sine
+    linear = {vhat: moved, s: uhat + moved}
+    span = Span((uhat, base), sp.Matrix([[1, cosine], [cosine, 1]]), linear, {}, d)
+    rotation = span.of(ROTATION.subs(sigma, sp.sqrt(2 + 2 * (cosine + tau * sine))))
+    rate = type(rotation)(span, rotation.rows, rotation.cols, sp.S.Zero, sp.diff(rotation.coeff, tau).subs(tau, 0))
+    stated = f["‖dR‖₂/‖dv̂‖ in the plane"]
+    return same((rate.T @ rate).action(), stated**2 * sp.eye(2)) and stated > 0
+
+
 def _rank_two(squared: Any, value: Any) -> bool:
     # S = dRᵀdR satisfies S² = value · S and has trace 2 value: two equal singular values, the rest 0
     return (squared @ squared).equals(squared.scaled(value.subs(SIGMA)))
@@ -100,7 +113,7 @@ DEGENERATE = Derivation(
     theorem="T6",
     title="Degenerate points",
     statement=(
-        "θ → π along a unit t ⟂ û: R → I − 2ûûᵀ − 2ttᵀ, which depends on t for d ≥ 3; ‖dR‖₂/‖dv̂‖ = 2/σ. d = 2 extends "
+        "θ → π along a unit t ⟂ û: R → I − 2ûûᵀ − 2ttᵀ, which depends on t for d ≥ 3; ‖dR‖₂/‖dv̂‖ = 2/σ (d = 2: 1). d = 2 extends "
         "by −I, d = 1 has no rotation. Without planarity a continuous choice exists only for d = 2, 4, 8. e → 0: λ → ∞; "
         "q → 0: J → 0. With σ₀ = (4d + 16)u/τ, σ ≥ σ₀ keeps B₁ ≲ τ."
     ),
@@ -108,12 +121,13 @@ DEGENERATE = Derivation(
         r"\lim_{\theta\to\pi} R = I - 2\hat u\hat u^{\mathsf T} - 2tt^{\mathsf T},\qquad"
         r" \frac{\|dR\|_2}{\|d\hat v\|} = \frac2\sigma,\qquad \sigma_0 = \frac{(4d+16)u}{\tau}"
     ),
-    hypotheses=("t a unit vector orthogonal to û",),
+    hypotheses=("t a unit vector orthogonal to û", "d ≥ 3 for the condition 2/σ"),
     source="theory page; 000 A.4, Alg. 1",
     stated={
         "limit of R along t": identity - 2 * uhat * uhat.T - 2 * tangent * tangent.T,
         "d = 2": sp.Integer(-1),
         "‖dR‖₂/‖dv̂‖": 2 / sigma,
+        "‖dR‖₂/‖dv̂‖ in the plane": sp.S.One,
         "d = 4 at the antipode": sp.Integer(-1),
         "λ as e → 0, q → 0": sp.Tuple(sp.oo, 0),
         "σ₀": (4 * d + 16) * unit / target,
@@ -122,6 +136,7 @@ DEGENERATE = Derivation(
         algebra("the limit of R's coefficients along t", _limit),
         certificate("d = 2 gives −I for every t; in d = 3 two tangents give two limits", _plane),
         algebra("dR for v̂ moving off the plane: two singular values 2/σ, the rest 0", _condition),
+        algebra("for v̂ moving in the plane they are 1, which is less", _in_plane),
         lemma("Hairy ball, and Adams: $S^{d-1}$ is framed only for d = 2, 4, 8; SO(1) = {1}"),
         algebra(
             "d = 4: left multiplication by $\\hat v\\hat u^{-1}$ is orthogonal, takes û to v̂, −I at antipodes",

@@ -8,9 +8,10 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
 from vqverify.symbolic.exact import is_root, nonnegative, same
+from vqverify.symbolic.extremal import MIRROR
 from vqverify.symbolic.gram import Element, Span, concrete
 from vqverify.symbolic.householder import ROTATION as R
-from vqverify.symbolic.householder import with_vector
+from vqverify.symbolic.householder import plane, with_vector
 from vqverify.symbolic.notation import d, g, lam, s, sigma, uhat, vhat
 
 kappa: Any = sp.Symbol("kappa", nonnegative=True)
@@ -127,6 +128,14 @@ def _tight_rotation(f: Stated) -> bool:
     return hessian == hessian.T and is_root(f["bound"].subs({g_norm: length, h: distance}), gap2)
 
 
+def _aligned(f: Stated) -> bool:
+    # κ times the reflection that takes one unit vector to another: both terms along v̂ at any angle
+    span = plane()
+    hessian = span.of(kappa * MIRROR)
+    turned = hessian @ span.of(h * uhat) + span.of(g_norm * h / e_norm * vhat)
+    return hessian.equals(hessian.T) and is_root(f["bound"], (turned.T @ turned).scalar)
+
+
 def _first_order(f: Stated) -> bool:
     """At q = e + hδ: the derivative in h of Hδ-free part of g(e) − Jᵀg(q), by Gram algebra at h = 0."""
     delta = sp.MatrixSymbol("delta_perp", d, 1)
@@ -170,7 +179,8 @@ ROTATION = Derivation(
     steps=(
         lemma("Triangle inequality: g(e) − Jᵀg(q) = [g(e) − g(q)] + (I − Jᵀ)g(q), with T9 and T3"),
         algebra("the second term is |g| h/|e| for g in the plane, which is T3's extreme case", _turned),
-        certificate("both terms can be aligned by a quadratic: equality, for every κ, |g|, |e|", _tight_rotation),
+        algebra("a quadratic, κ times a reflection, aligns both terms: equality at every e and q", _aligned),
+        certificate("the same with explicit vectors, cos θ = 3/5, free κ, |g|, |e|", _tight_rotation),
         algebra("the derivative of $J^Tg$ in h at e", _first_order),
     ),
     catches="a turn in the wrong plane, λ dropped",
