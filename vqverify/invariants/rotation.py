@@ -57,6 +57,30 @@ def cotangents(subject: Quantizer, case: Case, view: View) -> Array:
 
 
 @dataclass(frozen=True)
+class _Pull:
+    """The judged rows of a level: latents, codes, cotangents sent and gradients received, (n, Dc), with their bounds."""
+
+    view: View
+    bound: Array
+    z: Array
+    q: Array
+    g: Array
+    got: Array
+
+
+def _pulled(subject: Quantizer, case: Case) -> Iterator[_Pull]:
+    """What each level's judged latents receive for the cotangents of the case."""
+    out = traced(subject, case)
+    u = roundoff(subject)
+    for view in paths(subject, out):
+        keep, bound = judged(view, u)
+        if len(keep):
+            g = cotangents(subject, case, view)
+            got = received(subject, out, view, g)[keep]
+            yield _Pull(view, bound, view.z[keep], view.q[keep], g[keep], got)
+
+
+@dataclass(frozen=True)
 class _Turn:
     """R = J/λ of some rows, in an orthonormal basis of each: the whole space, or a subspace that R maps to itself.
 
@@ -121,17 +145,11 @@ def _basis(view: View, keep: Rows) -> Array:
 )
 def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The angle between the received gradient and z equals the angle between the sent gradient and q: ⟨z, Jᵀg⟩ = ⟨q, g⟩."""
-    out = traced(subject, case)
     u = roundoff(subject)
-    for view in paths(subject, out):
-        keep, bound = judged(view, u)
-        if len(keep):
-            g = cotangents(subject, case, view)
-            got = received(subject, out, view, g)[keep]
-            z, q, g = view.z[keep], view.q[keep], g[keep]
-            error = (z * got).sum(-1) - (q * g).sum(-1)
-            allowed = norms(q) * norms(g) * (bound + 2 * z.shape[1] * u)
-            yield within(error, allowed, "angle", f"⟨z, Jᵀg⟩ − ⟨q, g⟩ at level {view.index}")
+    for pull in _pulled(subject, case):
+        error = (pull.z * pull.got).sum(-1) - (pull.q * pull.g).sum(-1)
+        allowed = norms(pull.q) * norms(pull.g) * (pull.bound + 2 * pull.z.shape[1] * u)
+        yield within(error, allowed, "angle", f"⟨z, Jᵀg⟩ − ⟨q, g⟩ at level {pull.view.index}")
 
 
 @invariant(
@@ -146,20 +164,11 @@ def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def norm(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The received gradient has λ times the norm of the sent one: |Jᵀg| = λ|g|, λ = |q|/|z|."""
-    out = traced(subject, case)
     u = roundoff(subject)
-    for view in paths(subject, out):
-        keep, bound = judged(view, u)
-        if len(keep):
-            g = cotangents(subject, case, view)
-            got = received(subject, out, view, g)[keep]
-            want = norms(view.q[keep]) / norms(view.z[keep]) * norms(g[keep])
-            yield within(
-                norms(got) - want,
-                want * (bound + 2 * view.z.shape[1] * u),
-                "norm",
-                f"|Jᵀg| − λ|g| at level {view.index}",
-            )
+    for pull in _pulled(subject, case):
+        want = norms(pull.q) / norms(pull.z) * norms(pull.g)
+        allowed = want * (pull.bound + 2 * pull.z.shape[1] * u)
+        yield within(norms(pull.got) - want, allowed, "norm", f"|Jᵀg| − λ|g| at level {pull.view.index}")
 
 
 @invariant(
