@@ -12,7 +12,6 @@ from torch import nn
 
 from vqverify import adapters
 from vqverify.bounds import Violation
-from vqverify.discovery import discover
 from vqverify.quantizer import Domain, Spec
 from vqverify.subject import state
 from vqverify.subject.bare import BareEstimator, bare_plan
@@ -140,6 +139,8 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
         return bare_plan(module.codebook.shape[1])
     if adapter is not None:
         return adapter.plan(module, spec.kwargs)
+    from vqverify.discovery import discover
+
     if spec.dtype is not None or spec.device is not None:
         # how a layer is called does not depend on its precision or place, and probes need small rounding
         module = make_factory(replace(spec, dtype=None, device=None), target)({}, spec.seed)

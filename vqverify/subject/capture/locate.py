@@ -1,153 +1,19 @@
-"""Finding code space inside a pass: the operations are recorded, and the levels located in the record.
-
-q_c is the code as the estimator returns it, z_c the last *cut* of the graph before the code was first made:
-every gradient from q_c to z passes through it. Neither is found by the nearest-code property, which is
-under test (an argmax lookup has a z_c as well).
-"""
+"""The levels of a pass in its record: q_c by value, z_c as a cut of the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from vqverify.quantizer import Level, Node
+from vqverify.quantizer import Level
+from vqverify.subject.capture.places import Located, Position, Reading, attached, pull, readings, tensor_at
 from vqverify.subject.families import recognised
 
 COARSE = 0.35  # relative to the spread of the codes: a code with a wrong norm is still found
 TIGHT = 1e-3  # an intermediate of the estimator (a rotated latent not yet rescaled) is not
-
-
-class Recorder(TorchFunctionMode):
-    """Keeps every floating tensor that goes into or comes out of an operation, in order of appearance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-        self._seen: set[int] = set()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") != "__get__":
-            self.note((args, kwargs, result))
-        return result
-
-    def note(self, value: Any) -> None:
-        """Record the floating tensors inside nested tuples, lists, dicts and dataclasses."""
-        if isinstance(value, Tensor):
-            if id(value) not in self._seen and value.is_floating_point():
-                self._seen.add(id(value))
-                self.tensors.append(value)
-        elif isinstance(value, tuple | list):
-            for item in value:
-                self.note(item)
-        elif isinstance(value, dict):
-            for item in value.values():
-                self.note(item)
-        elif hasattr(value, "__dataclass_fields__"):
-            self.note(vars(value) if hasattr(value, "__dict__") else ())
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How rows (N, Dc) of one level are laid out inside a recorded tensor.
-
-    Attributes:
-        axis: where the features are, counted from the end (−1 last, −2 channels first, −3 image).
-        part: the level's index where L levels share a tensor, else None.
-        leading: levels run first (L, N, Dc), else next to the features (N, L, Dc).
-    """
-
-    axis: int = -1
-    part: int | None = None
-    leading: bool = True
-
-    def rows(self, tensor: Tensor, dim: int, levels: int) -> Tensor:
-        """Rows of this level, attached to the graph of `tensor`."""
-        flat = tensor.movedim(self.axis, -1).reshape(-1, dim)
-        if self.part is None:
-            return flat
-        return flat.reshape(levels, -1, dim)[self.part] if self.leading else flat.reshape(-1, levels, dim)[:, self.part]
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in the record: index of the tensor, and how to read it. Index −1 is the input leaf.
-
-    In a `Located`, an attached tensor is counted among the attached ones alone: what a lookup does with
-    detached numbers may depend on the data, the path of the gradient does not.
-    """
-
-    index: int
-    reading: Reading
-    attached: bool = False
-
-
-@dataclass(frozen=True)
-class Located:
-    """Positions of every level's z_c and q_c, valid for records with as many (attached) tensors.
-
-    `plain` says that z_c is the input and q_c the output, in value and in gradient: no record is needed.
-    """
-
-    length: int
-    attached: int
-    levels: tuple[tuple[Position | None, Position], ...]
-    plain: bool = False
-
-    def fits(self, record: Sequence[Tensor]) -> bool:
-        """Whether its positions mean the same in another record."""
-        whole = all(place is None or place.attached or place.index < 0 for pair in self.levels for place in pair)
-        return (whole or self.length == len(record)) and self.attached == len(attached(record))
-
-
-def attached(record: Sequence[Tensor]) -> list[Tensor]:
-    """The recorded tensors that carry a graph."""
-    return [tensor for tensor in record if tensor.requires_grad]
-
-
-def readings(tensor: Tensor, n: int, dim: int, levels: int) -> Iterator[Reading]:
-    """Every way in which a tensor can hold rows (n, dim) of one of `levels` levels."""
-    if tensor.numel() not in {n * dim, n * dim * levels}:
-        return
-    axes = [axis for axis in (-1, -2, -3) if -axis <= tensor.ndim and tensor.shape[axis] == dim]
-    for axis in axes:
-        if tensor.numel() == n * dim:
-            yield Reading(axis)
-        elif levels > 1:
-            for part in range(levels):
-                yield Reading(axis, part, leading=True)
-                yield Reading(axis, part, leading=False)
-    # heads side by side: (N, L·Dc)
-    if levels > 1 and not axes and tensor.ndim and tensor.shape[-1] == dim * levels:
-        for part in range(levels):
-            yield Reading(-1, part, leading=False)
-
-
-def pull(src: Tensor, dst: Tensor, g: Tensor) -> Tensor:
-    """Jᵀg from src to dst, zeros where nothing connects them."""
-    if src is dst:
-        return g
-    if not src.requires_grad or not dst.requires_grad:
-        return torch.zeros_like(dst)
-    found = gradient(src, dst, g)
-    return torch.zeros_like(dst) if found is None else found
-
-
-def gradient(src: Tensor, dst: Tensor, g: Tensor | None = None, *, create_graph: bool = False) -> Tensor | None:
-    """Jᵀg from src to dst, the graph kept; None where nothing connects them."""
-    return torch.autograd.grad(src, dst, g, retain_graph=True, create_graph=create_graph, allow_unused=True)[0]
-
-
-def node(tensor: Tensor, reading: Reading, dim: int, levels: int) -> Node:
-    """A recorded tensor as a Node of rows."""
-    return Node(tensor, lambda value: reading.rows(value, dim, levels))
 
 
 def _near(tensor: Tensor, want: Tensor, tolerance: float) -> bool:
@@ -252,11 +118,6 @@ def _locate_level(
 def _reaches(record: Sequence[Tensor], spot: Position, leaf: Tensor, probe: Tensor, dim: int, levels: int) -> bool:
     rows = spot.reading.rows(record[spot.index], dim, levels)
     return bool(pull(rows, leaf, probe.to(rows)).any())
-
-
-def tensor_at(record: Sequence[Tensor], leaf: Tensor, index: int) -> Tensor:
-    """The recorded tensor at an index; −1 is the input leaf."""
-    return leaf if index < 0 else record[index]
 
 
 def _cut(
@@ -385,20 +246,3 @@ def is_plain(level: Level, leaf: Tensor, z_q: Tensor) -> bool:
     outward = torch.equal(level.q_c.to_rows(pull(z_q, level.q_c.tensor, probe)), probe)
     around = torch.equal(pull(z_q, leaf, probe), pull(level.q_c.rows, leaf, probe))  # no path but the code's
     return same and inward and outward and around
-
-
-def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequence[int]) -> tuple[Level, ...]:
-    """The levels of another pass with the same sequence of operations."""
-    count = len(located.levels)
-    graph = attached(record)
-
-    def at(place: Position) -> Tensor:
-        return tensor_at(graph if place.attached else record, leaf, place.index)
-
-    return tuple(
-        Level(
-            None if z_c is None else node(at(z_c), z_c.reading, dim, count),
-            node(at(q_c), q_c.reading, dim, count),
-        )
-        for (z_c, q_c), dim in zip(located.levels, dims, strict=True)
-    )
