@@ -8,12 +8,14 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
 from vqverify.symbolic.exact import nonnegative, same, zero
+from vqverify.symbolic.notation import unit
 
 a, S, b, eta = sp.symbols("a S b eta", real=True)
 X = sp.symbols("x1:4", real=True)  # one component of three codes
 G = sp.symbols("G1:4", real=True)  # ∂L/∂c_j
 one, own, sum_g, sum_gx = sp.symbols("x G sum_G sum_Gx", real=True)
 scale_e, scale_q = sp.symbols("sigma_e sigma_q", positive=True)
+B, K = sp.symbols("B K", positive=True)
 mean_e, mean_q, code = sp.symbols("mu_e mu_q c", real=True)
 
 CODES = [(1 + a * S) * x + a * b for x in X]
@@ -70,6 +72,7 @@ LEARNED = Derivation(
         "Δc": -eta * ((1 + a * S) ** 2 * own + a**2 * sum_g + a**2 * one * sum_gx),
         "power of a in the affine part": sp.Integer(2),
     },
+    tolerances={"relative to aΣ|G|(1 + |x|)": (K + 4) * unit},
     steps=(
         algebra("chain rule, three codes with free entries", _chain),
         algebra("substitute the step, differentiate in η at 0", _moves),
@@ -150,6 +153,7 @@ MOMENTS = Derivation(
         "KL at best s²": sp.log(sp.Rational(100, 19)) / 2,
         "diagonal: best σ_e²/(s²σ_q²)": sp.Integer(1),
     },
+    tolerances={"relative to max|z| + (σ_e/σ_q) max|c|": (B + K + 10) * unit},
     steps=(
         algebra("the map written as scale and shift", _split),
         algebra("moments of the mapped codebook; applying it again is the identity", _matches),

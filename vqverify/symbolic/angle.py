@@ -7,7 +7,8 @@ import sympy as sp
 from vqverify.symbolic.derivation import Derivation, Stated, algebra
 from vqverify.symbolic.gram import Element, Span, concrete
 from vqverify.symbolic.householder import ROTATION, SIGMA, SUM, b, e_norm, n2, plane, with_vector
-from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, uhat, vhat
+from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, uhat, unit, vhat
+from vqverify.symbolic.rounding import B1
 
 
 def _jacobian(span: Span, f: Stated) -> Element:
@@ -76,6 +77,7 @@ ANGLE = Derivation(
         "JJᵀ": lam**2 * identity,
         "cosines for Jᵀ and J": sp.Tuple(1 / sp.sqrt(2), -1 / sp.sqrt(2)),
     },
+    tolerances={"|⟨e, Jᵀg⟩ − ⟨q, g⟩|/(|q||g|)": B1 + 2 * d * unit},
     steps=(
         algebra("$JJ^T = \\lambda^2 I$ in Gram algebra", _conformal),
         algebra("$\\langle e, J^Tg\\rangle$ and $\\langle q, g\\rangle$, computed apart, agree", _pairing),

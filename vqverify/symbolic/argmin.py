@@ -119,6 +119,7 @@ CERTIFIED = Derivation(
         "rounded inputs add": 4 * sp.Symbol("u_low") * z_norm * c_norm,
         "√ of 1 + 2⁻²³ in f32": sp.S.One,
     },
+    bounds=("b, direct", "b, expanded", "margin", "regret bound", "rounded inputs add"),
     steps=(
         algebra("direct differences: 2 + 1 + (d − 1) roundings", _direct),
         certificate("expanded form: the roundings add up to the bound less u(|z| + |c|)²", _expanded),
@@ -177,6 +178,7 @@ HALF = Derivation(
         "f16, z = 2049: exact, half": sp.Tuple(0, 1),
         "largest f16": sp.Integer(65504),
     },
+    bounds=("change of a distance", "margin in half precision"),
     steps=(
         lemma("Triangle inequality, and |fl(x) − x| ≤ u|x| + η per component"),
         algebra("both roundings added", _perturbed),

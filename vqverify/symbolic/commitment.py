@@ -8,6 +8,7 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
 from vqverify.symbolic.exact import nonnegative, same
+from vqverify.symbolic.notation import d, unit
 
 z: Any = sp.Symbol("z", real=True)  # one component of the latent
 q: Any = sp.Symbol("q", real=True)  # one component of the code
@@ -15,6 +16,7 @@ beta: Any = sp.Symbol("beta", real=True)
 held_z, held_q = sp.symbols("sg_z sg_q", real=True)  # behind a stop-gradient
 weight: Any = sp.Symbol("b", positive=True)
 mean, variance, size = sp.symbols("mu v n", real=True)
+B: Any = sp.Symbol("B", positive=True)
 
 HELD = {held_z: z, held_q: q}
 LOSSES: dict[str, Any] = {
@@ -85,6 +87,7 @@ CONVENTIONS = Derivation(
         "b = 1/4, β = 9/10": sp.Tuple(sp.Rational(4, 5), sp.Rational(5, 2), sp.Rational(1, 9)),
         "swap is invisible at β, b": sp.Tuple(sp.Rational(1, 2), 1),
     },
+    tolerances={"gradients, relative": 4 * unit},
     steps=(
         algebra("gradients and value of $A_\\beta$, with held copies constant", _convention("A")),
         algebra("gradients and value of $V_b$", _convention("V")),
@@ -161,6 +164,8 @@ UPPER_BOUND = Derivation(
         "loss of δ₀ with C = {1}": sp.Rational(1, 2),
         "D when supp P ⊆ C": sp.S.Zero,
     },
+    bounds=("upper bound",),
+    tolerances={"relative to the right side": (B + d + 4) * unit},
     steps=(
         algebra("parallel axis: by moments, and for 2, 3 and 4 free points (components add)", _parallel_axis),
         certificate("E min ≤ min E; the bound exceeds ½ Var by ½ dist(μ, C)²", _bound),

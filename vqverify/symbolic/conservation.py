@@ -8,8 +8,9 @@ from typing import Any
 import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
-from vqverify.symbolic.ema import COUNT, SUM, N, S, gamma, m, n
+from vqverify.symbolic.ema import COUNT, SUM, K, N, S, gamma, m, n
 from vqverify.symbolic.exact import round_to, same
+from vqverify.symbolic.notation import unit
 
 B, start = sp.symbols("B N_0", positive=True)
 time: Any = sp.Symbol("t", integer=True, nonnegative=True)
@@ -53,6 +54,7 @@ CONSERVATION = Derivation(
         "ΣN_t": gamma**time * start + (1 - gamma**time) * B,
         "Σm_t": gamma**time * initial + (1 - gamma) * sp.Sum(gamma ** (time - k) * batch(k), (k, 1, time)),
     },
+    tolerances={"relative to Σ|·|": (K + B + 3 * time) * unit},
     steps=(
         algebra("counts: induction in t from the recursion", _counts),
         algebra("sums: the recursion for t ≤ 3 with free batches, and the step of the induction", _sums),
@@ -105,6 +107,8 @@ UNUSED = Derivation(
         "normal steps, γ = .99, .8": sp.Tuple(8689, 391),
         "stalls at, γ = .99, .9": sp.Tuple(50, 4),
     },
+    bounds=("normal steps, γ = .99, .8",),
+    tolerances={"drift, relative": (2 * time + 1) * unit},
     steps=(
         algebra("m and N are both multiplied by γ", _stays),
         lemma("two roundings a step and one in the quotient: drift ≤ (2t + 1)u|c|"),
@@ -179,6 +183,7 @@ SHARDING = Derivation(
         "all-reduce of S": sp.Symbol("S_1") + sp.Symbol("S_2"),
         "shard size for the mean": sp.Symbol("B_2"),
     },
+    tolerances={"relative to Σ|z|": (B + 6) * unit},
     steps=(
         algebra("the update of a code reads nothing of the others", _permutes),
         algebra("a similarity of the plane, free entries: m ↦ aQm + tN", _affine),

@@ -10,7 +10,8 @@ from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificat
 from vqverify.symbolic.exact import is_root, same
 from vqverify.symbolic.gram import Span
 from vqverify.symbolic.householder import ROTATION, SIGMA, with_vector
-from vqverify.symbolic.notation import c, d, g, identity, lam, s, uhat, vhat
+from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, uhat, unit, vhat
+from vqverify.symbolic.rounding import B1
 
 kappa, e_norm, h, step = sp.symbols("kappa e_norm h eta", positive=True)
 alpha, beta, z, q, phi = sp.symbols("alpha beta z q phi", real=True)
@@ -77,6 +78,7 @@ DOMINATION = Derivation(
         "gap, C = {0}": sp.S.Zero,
         "drift per step": -step * alpha,
     },
+    tolerances={"gap, H = κI": (d + 2) * unit * kappa * (1 + lam) * e_norm + B1 * lam**2 * kappa * e_norm},
     steps=(
         algebra("the quadratic: κ(1 − λ²)e, which is 0 for λ = 1, against κh", _quadratic),
         algebra("the linear loss", _linear),
@@ -118,6 +120,7 @@ CONSISTENCY = Derivation(
     hypotheses=("A continuous at e = q", "q ≠ 0"),
     source="theory page",
     stated={"A(q, q)": identity},
+    tolerances={"|Jᵀg − g|/|g| at e = q": B1.subs(sigma, 2), "gap near q, relative to |g|h/|e|": sp.S.One},
     steps=(
         algebra("$(I - A^T)g = 0$ for every g has the solution I alone", _only_identity),
         algebra("λR at e = q", _rotation_at_q),
@@ -175,6 +178,7 @@ DOUBLE_FORWARD = Derivation(
         "shift of the optimum": -sp.Symbol("b") / (count * sp.Symbol("H")),
         "f16 returns 0 below": sp.Rational(1, 2**25),
     },
+    tolerances={"(g/N)N, relative": 2 * unit},
     steps=(
         algebra("linearity of the gradient, on a loss of free form", _branches),
         algebra("the optimum of the linearised decoder", _moves),

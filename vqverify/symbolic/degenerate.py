@@ -132,6 +132,7 @@ DEGENERATE = Derivation(
         "λ as e → 0, q → 0": sp.Tuple(sp.oo, 0),
         "σ₀": (4 * d + 16) * unit / target,
     },
+    bounds=("‖dR‖₂/‖dv̂‖", "σ₀"),
     steps=(
         algebra("the limit of R's coefficients along t", _limit),
         certificate("d = 2 gives −I for every t; in d = 3 two tangents give two limits", _plane),

@@ -100,6 +100,10 @@ class Derivation:
         stated: the formulas of the statement, by name, as SymPy trees; what the steps check.
         steps: the proof.
         catches: the mistakes in code that it catches.
+        bounds: names of the stated formulas that bound something.
+        tolerances: bounds on the rounding of code that computes it, by name, to first order in the unit
+            roundoff u and from the usual error analysis. The tests search for inputs that break each of the
+            bounds and of the tolerances.
     """
 
     id: str
@@ -111,7 +115,9 @@ class Derivation:
     source: str
     stated: Stated
     steps: tuple[Step, ...]
-    catches: str = field(default="")
+    catches: str = ""
+    bounds: tuple[str, ...] = ()
+    tolerances: Stated = field(default_factory=dict[str, Any])
 
     def prove(self, stated: Stated | None = None) -> Proof:
         """Execute the steps, on the stated formulas or on others put in their place.

@@ -10,7 +10,8 @@ from vqverify.symbolic.derivation import Derivation, Stated, algebra
 from vqverify.symbolic.exact import same
 from vqverify.symbolic.gram import Element, Span
 from vqverify.symbolic.householder import ROTATION, with_vector
-from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, uhat, vhat
+from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, uhat, unit, vhat
+from vqverify.symbolic.rounding import B1
 
 a, b = sp.symbols("a b", real=True)  # û·x and v̂·x of a direction x, or û·g and v̂·g
 t: Any = sp.Symbol("t", real=True)  # e moves to e + t x
@@ -97,6 +98,10 @@ DETACHMENT = Derivation(
         "detached: neither": sp.ZeroMatrix(d, d),
         "dropped term": -lam * rotation,
     },
+    tolerances={
+        "VJP, relative to λ|g|": B1 + 2 * d * unit,
+        "VJP with R in the graph, relative to λ|g|": (B1 + 2 * d * unit) * (1 + 4 / sigma),
+    },
     steps=(
         algebra("both held: $\\lambda R$", lambda f: _derivative(f, scale=False, turn=False)),
         algebra("λ moves: $\\lambda R(I-\\hat u\\hat u^T)$", lambda f: _derivative(f, scale=True, turn=False)),
@@ -170,6 +175,7 @@ PUSH_PULL = Derivation(
         "Jᵀ(αq)": along * lam**2 * e_norm * uhat,
         "tan of the turn": step * sp.Symbol("q_norm") * sp.Symbol("g_norm") / e_norm**2,
     },
+    tolerances={"relative to |e−q||g|": 2 * B1 * (1 + lam) ** 2},
     steps=(
         algebra("the derivative, by Gram algebra, in general and for λ = 1", _rate_of_distance),
         algebra("straight-through: the distance is constant in η", _straight_through),

@@ -8,6 +8,7 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
 from vqverify.symbolic.exact import nonnegative, same
+from vqverify.symbolic.notation import unit
 
 gamma: Any = sp.Symbol("gamma", positive=True)  # decay, the weight of the past
 N: Any = sp.Symbol("N", positive=True)  # accumulated count of a code
@@ -97,6 +98,7 @@ STEP = Derivation(
         "factor of the summed loss": 1 - rate * n,
         "ηn where it overshoots, diverges": sp.Tuple(1, 2),
     },
+    tolerances={"relative to max(|c|, max|z|)": (n + 8) * unit},
     steps=(
         algebra("both are averages with weights γ and 1 − γ", _recursion),
         algebra("substitute $m = Nc$", _is_quotient),
@@ -202,6 +204,8 @@ LAPLACE = Derivation(
         "sup of ρ": K,
         "displacement": (sp.Symbol("rho") - 1) * m / N,
     },
+    bounds=("ρ at most",),
+    tolerances={"relative to |c'|": (K + 8) * unit},
     steps=(
         algebra("ΣN̂ = T, as Σ(N + ε) = T + Kε", _keeps_total),
         algebra("ρ = N/N̂", _ratio),

@@ -11,6 +11,7 @@ from vqverify.symbolic.exact import nonnegative, same
 from vqverify.symbolic.gram import Element, concrete
 from vqverify.symbolic.householder import ROTATION, in_dimension, plane, with_vector
 from vqverify.symbolic.notation import c, d, identity, lam, s, sigma, uhat, vhat, x
+from vqverify.symbolic.rounding import B1
 
 e_norm: Any = sp.Symbol("e_norm", positive=True)
 slack: Any = sp.Symbol("slack", nonnegative=True)  # 1 - c
@@ -138,6 +139,7 @@ EXTREMALITY = Derivation(
         "mirror": MIRROR,
         "mirror ‖·−I‖_F²": sp.Integer(4),
     },
+    bounds=("|(J−I)x|²/|x|² on the plane", "‖R−I‖_F²", "tr Q at most"),
     steps=(
         algebra("on span(e, q) J − I is a multiple of an isometry: the factor is independent of x", _on_plane),
         algebra("the factor is $|q-e|^2/|e|^2$", _is_distance),
@@ -223,6 +225,7 @@ EQUIVARIANCE = Derivation(
         "J(ae, bq) / J(e, q)": scale_q / scale_e,
         "cos², λ² at infinity": sp.Tuple(1, 1),
     },
+    tolerances={"relative to λ|x|": 2 * B1},
     steps=(
         algebra("the coefficients of R over û, v̂ are functions of c alone, which Q leaves unchanged", _same_gram),
         algebra("D = 2: a Cayley family and a reflection, free entries", _equivariant(2)),

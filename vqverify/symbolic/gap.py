@@ -87,6 +87,7 @@ STE = Derivation(
         "gap of 50y²": 100 * h,
         "κ of L∘G": kappa_l * lip_g**2 + lip_l * kappa_g,
     },
+    bounds=("bound", "κ of L∘G"),
     steps=(
         lemma("The definition of a κ-Lipschitz gradient, applied to e and q"),
         certificate("quadratics with eigenvalues in [−κ, κ]: κ²|δ|² − |Hδ|² is a sum of squares", _quadratics),
@@ -176,6 +177,7 @@ ROTATION = Derivation(
         )
         / e_norm,
     },
+    bounds=("bound",),
     steps=(
         lemma("Triangle inequality: g(e) − Jᵀg(q) = [g(e) − g(q)] + (I − Jᵀ)g(q), with T9 and T3"),
         algebra("the second term is |g| h/|e| for g in the plane, which is T3's extreme case", _turned),
@@ -228,6 +230,7 @@ HESSIAN = Derivation(
         "estimate": sp.Symbol("g") + sp.Symbol("H") * (e - q),
         "gap with q − e": 2 * kappa * h,
     },
+    bounds=("bound",),
     steps=(
         algebra("Taylor with the integral remainder", _integral),
         algebra("equality on the cubic M x³/6", _cubic),

@@ -12,6 +12,7 @@ import sympy as sp
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, lemma
 from vqverify.symbolic.gram import Element, Span, concrete
 from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, turn, uhat, vhat, x
+from vqverify.symbolic.rounding import B1
 
 a: Any = sp.Symbol("a", real=True)  # û·x or û·g
 b: Any = sp.Symbol("b", real=True)  # v̂·x or v̂·g
@@ -171,6 +172,7 @@ ALGEBRA = Derivation(
         "J": lam * ROTATION,
         "J e": lam * e_norm * vhat,
     },
+    tolerances={"|Rû − v̂|, | |Rx|/|x| − 1 |": B1},
     steps=(
         algebra(
             r"$R$ is the product of two reflections, $H_sH_{\hat u} = H_{\hat v}H_s$ (Gram algebra, every d)",

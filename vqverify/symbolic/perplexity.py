@@ -8,6 +8,7 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
 from vqverify.symbolic.exact import nonnegative, same, zero
+from vqverify.symbolic.notation import unit
 
 K, M = sp.symbols("K M", integer=True, positive=True)
 eps, t = sp.symbols("epsilon t", positive=True)
@@ -86,6 +87,8 @@ PERPLEXITY = Derivation(
         "loss of H by ε": K * eps,
         "2^(H nats), K = 16": sp.Rational(34, 5),
     },
+    bounds=("ln t at most", "perplexity at most", "perplexity at least", "loss of H by ε"),
+    tolerances={"relative to the perplexity": (K + 8) * unit * sp.Max(1, sp.log(K))},
     steps=(
         algebra("bits and nats", _bases),
         certificate("ln t ≤ t − 1: convex, with its minimum 0 at 1", _tangent),

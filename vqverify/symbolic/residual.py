@@ -9,6 +9,7 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
 from vqverify.symbolic.exact import same
+from vqverify.symbolic.notation import d, unit
 
 Z = sp.Symbol("z", real=True)
 Q = sp.symbols("q0:4", real=True)  # outputs of the stages
@@ -79,6 +80,7 @@ RESIDUAL = Derivation(
         "∂y/∂z, attached": sp.S.One,
         "∂y/∂z, sg": stages,
     },
+    tolerances={"relative to Σ|q|": (stages + 1) * unit},
     steps=(
         algebra("telescoping, up to four stages with free outputs", _telescopes),
         algebra("one stage: expand; 0 as a code; C = {10}", _shorter),
@@ -139,6 +141,7 @@ PRODUCT = Derivation(
         "codes": K**G,
         "index": sp.Symbol("k_1") + K * sp.Symbol("k_2"),
     },
+    tolerances={"D, relative": (d + 2) * unit},
     steps=(
         algebra("the squared distance splits", _adds),
         certificate("argmin of a sum of independent terms, on all 3⁶ tables of distances", _factors),

@@ -81,6 +81,8 @@ ROTATION = Derivation(
         "shrinkage at e = q": -5 * t,
         "|H_w x|²": 1 + 4 * excess * along**2,
     },
+    bounds=("B1", "extra of 1 + c"),
+    tolerances={"| |Jx|/(λ|x|) − 1 |, two reflections": (9 * d + 26) * unit},
     steps=(
         lemma(
             "First-order error analysis: $|\\mathrm{fl}(x\\cdot y)-x\\cdot y| \\le d\\,u\\,|x||y|$, each operation adds u"
@@ -162,6 +164,7 @@ STRAIGHT_THROUGH = Derivation(
         "f32: z = 2^26, q = 1": sp.Integer(0),
         "∂y/∂z of both forms": sp.Tuple(1, 1),
     },
+    bounds=("|y−q| bound", "exact for z/q in", "y = 0 for |q|/|z| below"),
     steps=(
         algebra("the two roundings, to first order", _first_order),
         lemma("Sterbenz: q − z is exact if ½ ≤ z/q ≤ 2"),

@@ -8,6 +8,7 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
 from vqverify.symbolic.exact import nonnegative, same, zero
+from vqverify.symbolic.notation import unit
 
 T, tau, shift, gap, span = sp.symbols("T tau shift Delta rho", positive=True)
 K: Any = sp.Symbol("K", positive=True)
@@ -120,6 +121,8 @@ SAMPLING = Derivation(
         "dE[D]/d(1/T)": sp.Symbol("E_D") ** 2 - sp.Symbol("E_D2"),
         "softmax Jacobian": sp.Symbol("y_i") * (sp.Symbol("delta_ij") - sp.Symbol("y_j")) / tau,
     },
+    bounds=("1 − p_k at most", "K p_j at least", "K p_j at most"),
+    tolerances={"p, relative": (2 * span / T + K + 6) * unit},
     steps=(
         algebra("shift invariance, three codes", _shift),
         algebra("Gumbel noise is a race of exponentials: the first has probability w/Σw, by integration", _race),

@@ -12,6 +12,7 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
 from vqverify.symbolic.exact import round_to, same, small_floats, zero
+from vqverify.symbolic.notation import d, unit
 
 L: Any = sp.Symbol("L", integer=True, positive=True)
 eps, T = sp.symbols("epsilon T", positive=True)
@@ -136,6 +137,7 @@ FSQ = Derivation(
         "levels reached, L = 256 in bf16": sp.Integer(253),
         "derivative": (L - 1) * (1 + eps) / 2 * (1 - tanh**2),
     },
+    bounds=("least level", "largest level", "largest ε", "f32 to"),
     steps=(
         certificate("the range overshoots the end levels by less than ½, L = 2..59", _levels),
         certificate("the bound on ε is sharp; L = 1002", _threshold),
@@ -217,6 +219,7 @@ LFQ = Derivation(
         "codes": 2 ** sp.Symbol("dim"),
         "entropy": sp.Symbol("H_1") + sp.Symbol("H_2"),
     },
+    tolerances={"p, absolute": 4 * d * unit},
     steps=(
         algebra("the squared distance with c_i² = 1; flipping a bit costs 4z_i", _nearest),
         algebra("two bits, free entries: the softmax is the product of sigmoids", _posterior),

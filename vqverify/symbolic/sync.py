@@ -8,10 +8,12 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
 from vqverify.symbolic.exact import same
+from vqverify.symbolic.notation import d, unit
 
 z, q, g, held, held_q = sp.symbols("z q g sg_q_minus_z sg_q", real=True)
 eta, nu, kappa = sp.symbols("eta nu kappa", positive=True)
 c, mean, n = sp.symbols("c zbar n", real=True)
+B: Any = sp.Symbol("B", positive=True)
 x_step: Any = sp.Symbol("r", nonnegative=True)  # eta n
 
 
@@ -49,6 +51,7 @@ SYNCHRONIZED = Derivation(
         "q'": (1 - eta) * q + eta * sp.Symbol("z'"),
         "q' expanded": (1 - eta) * q + eta * z - eta**2 * g,
     },
+    tolerances={"relative to νΣ|g|": (n + 2) * unit},
     steps=(
         algebra("value and derivatives, with what is behind sg constant", _forward_backward),
         algebra("one step of SGD on code and latent", _code_step),
@@ -102,6 +105,8 @@ ALTERNATION = Derivation(
         "ηn from, to": sp.Tuple(0, 2),
         "change of a task gradient": kappa * eta * sp.Abs(n) * sp.Abs(c - mean),
     },
+    bounds=("ηn from, to", "change of a task gradient"),
+    tolerances={"relative to Σ|z − c|²": (B + d + 4) * unit},
     steps=(
         algebra("parallel axis in a cell", _cell),
         algebra("the step multiplies c − z̄ by 1 − ηn, and 1 − (1 − r)² = r(2 − r)", _shrinks),

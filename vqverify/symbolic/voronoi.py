@@ -96,6 +96,7 @@ SYMMETRIES = Derivation(
         "certain radius": sp.Symbol("spacing") / 2,
         "safe move": (sp.Symbol("d_2") - sp.Symbol("d_1")) / 2,
     },
+    bounds=("certain radius", "safe move"),
     steps=(
         algebra("distances under a similarity, D = 3, free entries and a Cayley family", _similar),
         algebra("distance of normalised vectors; scaling", _cosine),
