@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from vqverify.files import write_atomically
 
 FORMAT = 1
 Status = Literal["passed", "failed", "expected", "fixed", "n/a", "undetermined", "error"]
@@ -192,23 +192,6 @@ def subject_exit(results: Sequence[Result], *, fail_on: Iterable[str], strict: b
     if decisive and all(result.status == "undetermined" for result in decisive):
         return 1
     return 3 if any(result.status == "error" for result in results) else 0
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file beside it, then a rename.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def save(report: Report, path: Path) -> None:

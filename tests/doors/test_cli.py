@@ -61,7 +61,7 @@ def python(code, *arguments):
 def test_help_is_quick_and_imports_no_torch():
     code = """
 import sys, vqverify.cli as cli
-for words in (["--help"], ["check", "--help"], ["list", "--help"], ["replay", "--help"]):
+for words in (["--help"], ["check", "--help"], ["list", "--help"], ["replay", "--help"], ["train", "--help"]):
     assert cli.run(words) == 0
 assert not {"torch", "numpy", "hypothesis", "sympy", "jinja2"} & set(sys.modules), "heavy"
 """

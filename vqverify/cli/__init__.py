@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "report",
     "explain": "explain",
     "prove": "prove",
+    "train": "train",
 }
 CRASHED, INTERRUPTED = 3, 130
 
