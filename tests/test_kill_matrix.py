@@ -11,6 +11,8 @@ CONTROLS = {
     "base:RotationLayer": {"dim": 4, "codebook_size": 8},
     "base:ImageLayer": {"embedding_dim": 4, "num_embeddings": 8},
     "base:DictLayer": {"dim": 4, "codebook_size": 8},
+    "update_learnt:SyncLayer": {"dim": 4, "codebook_size": 8},
+    "update_learnt:InnerOptimiser": {"dim": 4, "n_embed": 8},
     "lookup:ProjectedCosine": {"dim": 6, "codebook_size": 8},
 }
 

@@ -225,6 +225,10 @@ class Quantizer(Protocol):
         """EMA state now, copies, a level each; empty if there is none or none was found."""
         ...
 
+    def set_accumulators(self, accumulators: Sequence[Accumulators]) -> None:
+        """Write the EMA state, a level each, and leave the codebook as it is."""
+        ...
+
     def decode(self, codes: Tensor, method: str) -> Tensor:
         """z_q rows (N, D) that a public decode method gives for codes (N, L)."""
         ...

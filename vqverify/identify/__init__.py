@@ -20,6 +20,7 @@ from vqverify.identify.estimator import estimator, estimator_in_eval
 from vqverify.identify.learning import decay, learning, update_order
 from vqverify.identify.loss import loss
 from vqverify.identify.metric import metric
+from vqverify.identify.optimised import alternating, synchronized
 from vqverify.identify.precision import effective_precision
 from vqverify.identify.probes import Findings, Probe
 from vqverify.identify.relaxed import temperature
@@ -36,6 +37,7 @@ PROBES = 97  # latents of a pass, at least; more than D, so that rows are in gen
 IDENTIFIERS = (
     offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
     estimator, estimator_in_eval, temperature, sizes, metric, learning, decay, smoothing, update_order, loss, structure,
+    synchronized, alternating,
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ MODULES = (
     "loss",
     "loss_terms",
     "update",
+    "update_state",
+    "update_learnt",
     "stochastic",
     "residual",
     "structure",

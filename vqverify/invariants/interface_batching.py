@@ -34,8 +34,13 @@ COUPLED = (
 
 
 def train_repeats(subject: Quantizer) -> bool:
-    """Whether a training pass is a function of each latent alone: no noise, no batch statistics."""
+    """Whether a training pass is a function of each latent alone: no noise, no batch statistics.
+
+    Codes that a pass moves before it quantises depend on the batch by design: `update.alternating` and
+    `update.affine` say how.
+    """
     coupled = any(isinstance(child, COUPLED) for child in subject.module.modules())
+    coupled = coupled or trait(subject, "alternating", False) or trait(subject, "affine", "none") == "moments"
     return bool(trait(subject, "deterministic", default=False)) and not coupled
 
 

@@ -292,14 +292,16 @@ def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
 def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Every loss moves something: the latents where there is a commitment weight.
 
-    And every trainable parameter gets a gradient from some output.
+    And every trainable parameter gets a gradient from some output, or the pass itself moves it.
     """
     generator = torch.Generator().manual_seed(case.seed)
     n = max(4 * subject.domain.dim + 16, subject.domain.min_n)
     books = subject.codebooks()
     size = float(books[0].abs().mean()) if books and books[0].shape[1] == subject.domain.dim else 1.0
     z = (size or 1.0) * torch.randn(n, subject.domain.dim, generator=generator).to(subject.domain.dtype)
+    before = subject.state()
     out = subject.forward(z, train=True, seed=case.seed)
+    after = subject.state()
     claim = subject.claims.get("commitment_weight")
     if claim is not None and claim.value and not _has_other_space(subject):
         reached = out.loss is not None and bool(gradient_at(out, out.z.tensor).any())
@@ -316,6 +318,7 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
     outputs = [out.z_q.tensor, *out.losses]
     for name, parameter in wanted:
         moved = any(bool(_pulled(output, parameter).any()) for output in outputs)
+        moved |= name in before and not torch.equal(before[name], after[name])  # by an optimiser or averages inside
         yield holds(moved, "parameter", f"no output gives the parameter {name} a gradient")
 
 

@@ -87,12 +87,12 @@ def stored(subject: Quantizer) -> bool:
     return bool(trait(subject, "smoothing_stored", False))
 
 
-def _kept(subject: Quantizer, N: Array) -> Array:
+def kept(subject: Quantizer, N: Array) -> Array:
     """What the layer keeps as counts, given counts N after the moving average."""
     return smoothed(subject, N) if stored(subject) else N
 
 
-def _divisor(subject: Quantizer, N: Array) -> Array:
+def divisor(subject: Quantizer, N: Array) -> Array:
     """What m is divided by, given the counts that the layer keeps."""
     return N if stored(subject) else smoothed(subject, N)
 
@@ -105,10 +105,10 @@ def _factor(subject: Quantizer, step: Step) -> Array:
     return (decay * step.N + (1 - decay) * step.n) / step.N2
 
 
-def _codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
+def codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
     """E = m / N̂, on the sphere for a cosine codebook."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        e = m / _divisor(subject, N)[:, None]
+        e = m / divisor(subject, N)[:, None]
         return e / norms(e)[:, None] if subject.domain.codebook == "sphere" else e
 
 
@@ -126,7 +126,7 @@ def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
     decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
         N, m, _ = oracles.ema_step(step.N, step.m, step.n, step.S, decay)
-        want = _kept(subject, N)
+        want = kept(subject, N)
         u, floor = step.u, tiny(subject)
         allowed_n = 8 * u * (np.abs(step.N) + step.n) + floor
         if stored(subject):  # smoothing divides by the rounded total of all counts
@@ -145,7 +145,7 @@ def _quotient(subject: Quantizer, step: Step) -> Iterator[Clause]:
     """e′ against the accumulators that the layer itself has now: its own quotient, judged apart from their law."""
     N, m = step.N2, step.m2
     fine = (N > 1e-6) & np.isfinite(m).all(1) & np.isfinite(N)
-    want = _codes_from(subject, m, N)
+    want = codes_from(subject, m, N)
     fine &= np.isfinite(want).all(1)
     if fine.any():
         error = norms(step.e2 - want)[fine]
@@ -229,7 +229,7 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
         with np.errstate(divide="ignore", invalid="ignore"):
             factor = _factor(subject, step)
             if case.history:  # a fresh code is e₀, not smoothed yet
-                factor = factor * _divisor(subject, step.N) / step.N
+                factor = factor * divisor(subject, step.N) / step.N
         if subject.domain.codebook == "sphere":
             factor = np.ones_like(factor)
         empty = (step.n == 0) & (step.N > 1e-6) & np.isfinite(factor)
@@ -285,7 +285,7 @@ def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
         old, mean = step.e[used], (step.S[used] / step.n[used][:, None])
         new = step.e2[used] / np.where(rho > 0, rho, 1)
         if case.history:  # an old code carries its own smoothing factor
-            old = old * (_divisor(subject, step.N) / step.N)[used][:, None]
+            old = old * (divisor(subject, step.N) / step.N)[used][:, None]
         outside = np.abs(norms(new - old) + norms(new - mean) - norms(mean - old))
         size = norms(old) + norms(mean) + step.size[used] / step.n[used]
         # a point at distance δ from a segment of length ℓ lengthens the way by up to 2δ

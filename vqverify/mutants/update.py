@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "ema_not_written_back",
         f"{HERE}:NotWrittenBack",
-        ("update.ema_law",),
+        ("update.ema_law", "update.fixed_point"),
         "half of the step is written back",
         SIZES,
         "systematic",

@@ -100,7 +100,14 @@ class Layer:
                 invoke = functools.partial(getattr(self.module, self.plan.method), **self.plan.arguments)
                 raw = invoke(x) if via is None else via(invoke, x)
             recorder.note(raw)
+        if trace and train and self._alternating:  # it steps its codes first, then quantises (001 eq. 17-18)
+            before = self.codebooks()
         return self._canonical(raw, call, leaf, groups, before, recorder, train=train, trace=trace)
+
+    @property
+    def _alternating(self) -> bool:
+        finding = self.traits.get("alternating")
+        return finding is not None and bool(finding.value)
 
     def _canonical(
         self,
@@ -281,6 +288,13 @@ class Layer:
             Accumulators(_view(tensors, counts).detach().clone(), _view(tensors, sums).detach().clone())
             for counts, sums in self.plan.accumulators
         )
+
+    @torch.no_grad()
+    def set_accumulators(self, accumulators: Sequence[Accumulators]) -> None:
+        tensors = state.all_tensors(self.module)
+        for (counts, sums), wanted in zip(self.plan.accumulators, accumulators, strict=True):
+            _view(tensors, counts).data.copy_(wanted.counts)
+            _view(tensors, sums).data.copy_(wanted.sums)
 
     @property
     def decoders(self) -> tuple[str, ...]:

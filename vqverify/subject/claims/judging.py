@@ -34,7 +34,10 @@ def consistent(name: str, claim: Finding, found: Mapping[str, Finding]) -> bool 
     if name in NUMBERS:
         return abs(here.value - claim.value) <= 0.2 * abs(claim.value)
     if name == "learning":
-        return set(claim.value) <= set(here.value)
+        inside = found.get("alternating", Finding(None)).value  # an optimiser inside learns by gradient, too
+        return set(claim.value) <= {*here.value, *(["gradient"] if inside else [])}
+    if name == "estimator" and here.value == "synchronized":  # straight-through to the latents, a share to the codes
+        return claim.value in {"synchronized", "straight-through"}
     if name == "metric":
         return claim.value in found.get("metric_equivalent", Finding([here.value])).value
     if name == "stochastic":

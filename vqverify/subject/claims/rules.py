@@ -62,6 +62,7 @@ RULES = (
     Rule(("learning", "codebook_learning"), "learning", _word("learning")),
     Rule(("ema", "use_ema", "ema_update"), "learning", _flag(["ema"])),
     Rule(("learnable_codebook",), "learning", _flag(["gradient"])),
+    Rule(("synchronized", "sync_update_v", "sync_nu"), "synchronized", positive),
     Rule(("decay", "ema_decay", "gamma", "ema_gamma", "codebook_decay"), "decay", positive),
     Rule(("eps", "epsilon"), "smoothing", positive, weak=True),
     Rule(("smoothing", "laplace_eps"), "smoothing", positive),

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 CLAIMS = (
     "estimator", "learning", "metric", "decay", "smoothing", "smoothing_kind", "commitment_weight", "codebook_weight",
     "temperature", "beta", "loss_convention", "reduction", "replacement", "update_order", "stochastic", "dim",
-    "codebook_size", "num_quantizers", "heads", "fsq_levels", "effective_precision",
+    "codebook_size", "num_quantizers", "heads", "fsq_levels", "effective_precision", "synchronized",
 )  # fmt: skip
-NUMBERS = {"decay", "smoothing", "commitment_weight", "codebook_weight", "temperature", "beta"}
+NUMBERS = {"decay", "smoothing", "commitment_weight", "codebook_weight", "temperature", "beta", "synchronized"}
 COUNTS = {"dim", "codebook_size", "num_quantizers", "heads"}
 VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "estimator": {
