@@ -14,6 +14,8 @@ CONTROLS = {
     "update_learnt:SyncLayer": {"dim": 4, "codebook_size": 8},
     "update_learnt:InnerOptimiser": {"dim": 4, "n_embed": 8},
     "lookup:ProjectedCosine": {"dim": 6, "codebook_size": 8},
+    "lookup_cells:OptionalHalf": {"dim": 4, "codebook_size": 8},
+    "cosine:CosineLayer": {"dim": 4, "codebook_size": 8},
 }
 
 

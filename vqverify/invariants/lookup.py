@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import numpy as np
@@ -197,174 +198,46 @@ def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
         )
 
 
+LOWER = ("half", "fp16", "bf16", "lower_precision", "low_precision", "reduced_precision", "divide_and_conquer")
+
+
+def _lower_precision(subject: Quantizer) -> tuple[str, ...]:
+    """Flags of the constructor that ask for a lookup in lower precision, given or not."""
+    parameters = inspect.signature(type(subject.module).__init__).parameters
+    return tuple(
+        name
+        for name, parameter in parameters.items()
+        if isinstance(parameter.default, bool) and any(word in name.lower() for word in LOWER)
+    )
+
+
 @invariant(
-    "lookup.codes_are_fixed_points",
+    "lookup.lower_precision",
     follows=("lookup.nearest",),
-    source="theory T27",
-    corners=("single",),
-    needs=("codes", "codebook", "levels", "deterministic", "structure=plain", "metric=euclidean|cosine"),
-    mutants=("argmax_lookup", "wrong_metric"),
-    hint="a code put through the quantizer must come back: check the space in which distances are taken.",
+    source="001 A.1; theory T29",
+    needs=("codes", "codebook", "deterministic", "metric=euclidean", "levels"),
+    parts=_lower_precision,
+    mutants=("lower_precision_on_trust",),
+    hint="round latents and codes, not the sums: compare in full precision, and rank again what the margin leaves open.",
 )
-def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Quantising a code returns it (or a duplicate of it)."""
-    table = subject.codebooks()[0]
-    if table.shape[1] != subject.domain.dim:
-        return
-    u = roundoff(subject)
-    count = max(subject.domain.min_n, min(len(table), 64))
-    z = table[torch.arange(count) % len(table)].to(subject.domain.dtype)
-    for view in views(subject.forward(z, train=False, seed=case.seed, trace=True)):
-        want = array(table)[np.arange(count) % len(table)]
-        got = array(table)[view.k]
-        if trait(subject, "metric") == "cosine":
-            want, got = (x / np.maximum(norms(x)[:, None], 1e-12) for x in (want, got))
-        d = want.shape[1]
-        reach = np.sqrt(2 * (d + 4) * u) * (norms(want) + norms(got)) + 1e-4
-        yield within(norms(got - want), reach, "fixed point", "distance between a code and the code chosen for it")
-
-
-@invariant(
-    "lookup.discrete",
-    source="definition of a quantizer",
-    needs=("!codes", "!codebook", "estimator!=noise"),
-    corners=("single",),
-    mutants=("rounding_left_out",),
-    hint="nothing was rounded or looked up: the bound is there, and the round is not.",
-)
-def discrete(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A layer without codes quantises all the same: most small moves of a latent leave z_q where it is."""
-    if len(case.z) < 8:
-        return
-    z = case.z / case.z.abs().amax(1, keepdim=True).clamp_min(1e-6)
-    moved = z * (1 + 2.0**-12)
-    a, b = (array(subject.forward(x, train=False, seed=case.seed, grad=False).z_q.rows) for x in (z, moved))
-    alive = np.any(array(z) != 0, axis=1)
-    still = np.all(np.abs(a - b) <= 16 * roundoff(subject) * np.maximum(np.abs(a), 1), axis=1)
-    if alive.sum() >= 8:
-        share = still[alive].mean()
-        yield holds(
-            share >= 0.5, "discrete", f"z_q of {1 - share:.0%} of the latents moves with a step of 2⁻¹² of the latent"
-        )
-
-
-@invariant(
-    "lookup.star_shaped",
-    follows=("lookup.nearest", "interface.eval_deterministic"),
-    source="theory T27 (cells are convex)",
-    corners=("single", "unit"),
-    needs=("codes", "codebook", "deterministic", "structure=plain", "metric=euclidean", "levels"),
-    mutants=("argmax_lookup",),
-    hint="cells of a nearest-code lookup are convex: noise, argmax or another metric breaks this without any oracle.",
-)
-def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Moving a latent half-way towards its own code never changes the code, up to ties."""
-    u = roundoff(subject)
-    first = next(views(traced(subject, case, train=False)), None)
-    if first is None or first.z.shape[1] != subject.domain.dim:
-        return
-    moved = torch.from_numpy((first.z + first.q) / 2).to(subject.domain.dtype)
-    out = subject.forward(moved, train=False, seed=case.seed)
-    if out.codes is None:
-        return
-    z, book = array(moved), first.codebook
-    k = out.codes[:, 0].cpu().numpy()
-    # |z − c₁|² − |z − c₂|² is affine in z and not positive at c₁: half-way it is at most half of what T28 allows at z
-    excess = ((z - book[k]) ** 2).sum(1) - ((z - book[first.k]) ** 2).sum(1)
-    reach = (norms(first.z) + norms(z) + norms(book).max()) ** 2 * (2 * len(z[0]) + 8) * u + 2e-8
-    yield within(np.where(k != first.k, excess, 0.0), reach, "cell", "a latent left its cell on the way to its code")
-
-
-@invariant(
-    "lookup.code_determines",
-    source="definition of a quantizer",
-    needs=("codes", "estimator!=softmax|noise|other"),
-    parts=both_modes,
-    mutants=("noise_after_index", "soft_mixture"),
-    state="both",
-    hint="everything after the index must be a function of the index: no noise, no mixture, and all levels in the index.",
-)
-def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Within one call, latents with equal codes have equal z_q, up to the rounding of the estimator."""
-    if len(case.z) < 2:
-        return
-    out = traced(subject, case, train=case.part == "train")
-    if out.codes is None:
-        return
-    _, group = np.unique(out.codes.cpu().numpy(), axis=0, return_inverse=True)
-    order = np.argsort(group.ravel(), kind="stable")
-    same = np.diff(group.ravel()[order]) == 0
-    allowed = _spread(subject, case, out)
-    a, b = order[:-1][same], order[1:][same]
-    keep = np.isfinite(allowed[a] + allowed[b])
-    if keep.any():
-        rows = array(out.z_q.rows)
-        error = norms(rows[a] - rows[b])[keep]
-        yield within(
-            error, (allowed[a] + allowed[b])[keep], "same code", "distance between z_q of latents with equal codes"
-        )
-
-
-def _spread(subject: Quantizer, case: Case, out: Quantized) -> Array:
-    """How far z_q of a latent may be from its code by rounding, (N,): the levels' forwards, carried to the output."""
-    u = roundoff(subject)
-    found = list(views(out))
-    d = subject.domain.dim
-    if found and len(found) == out.codes.shape[1]:  # type: ignore[union-attr]
-        carried = sum((forward_bound(subject, view, u) for view in found), start=np.zeros(len(case.z)))
-        size = sum((norms(view.q) + norms(view.z) for view in found), start=np.zeros(len(case.z)))
-        return _gain(subject) * (carried + (d + 8) * u * size)
-    # no levels in sight: codes of a bounded grid, passed straight through, z + sg(q − z), and a projection
-    scale = norms(array(case.z)) + np.sqrt(d) * max(1.0, *(float(norms(e).max()) for e in _books(out)))
-    return _gain(subject) * 8 * (d + 8) * u * scale
-
-
-def _books(out: Quantized) -> list[Array]:
-    return [array(book) for book in out.codebook] or [np.ones((1, 1))] * 2
-
-
-def decoders(subject: Quantizer) -> tuple[str, ...]:
-    """Public decode methods that were found: a case each."""
-    return subject.decoders
-
-
-@invariant(
-    "lookup.decode",
-    source="T34, T14; definition of a decoder of codes",
-    needs=("codes", "decode"),
-    parts=decoders,
-    state="both",
-    corners=("single", "on-code", "unit"),
-    mutants=("decode_transposed", "decode_scaled"),
-    hint="decode must undo layout and projection in the same order as forward, for every level.",
-)
-def decode(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """What decode gives for codes is the z_q that eval returned with these codes, for each public decode method."""
-    out = subject.forward(case.z, train=False, seed=case.seed)
-    if out.codes is None or case.part is None:
-        return
-    u = roundoff(subject)
-    want = array(out.z_q.rows)
-    got = array(subject.decode(out.codes, case.part))
-    if got.shape != want.shape:
-        yield holds(condition=False, label="shape", message=f"{case.part} gives {got.shape}, forward {want.shape}")
-        return
-    levels = out.codes.shape[1]
-    books = subject.codebooks()
-    size = sum(float(norms(array(book)).max(initial=0)) for book in books) + norms(want).max(initial=1.0)
-    gain = _gain(subject)
-    bound = (want.shape[1] + 8 + 2 * levels) * 4 * u * (size * gain + norms(want) + norms(array(case.z)) * 2)
-    yield within(norms(got - want), bound, "decode", f"|{case.part}(codes) − z_q|")
-
-
-def _gain(subject: Quantizer) -> float:
-    """Largest factor that a linear map of the module may apply to rounding errors: product of spectral norms above 1."""
-    factor = 1.0
-    for tensor in subject.module.parameters():
-        if tensor.ndim == 2 and min(tensor.shape) > 0 and max(tensor.shape) <= 4096:
-            factor *= (
-                max(1.0, float(torch.linalg.matrix_norm(tensor.detach().float(), ord=2)))
-                if tensor.shape[0] <= 512
-                else 1.0
-            )
-    return min(factor, 1e3)
+def lower_precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A lookup in lower precision loses no more distance than rounding its data to bfloat16 may: 2u(|z| + max|c|) and underflow."""
+    assert case.part is not None
+    twin = subject.build({case.part: True})
+    if case.codebook is not None:
+        twin.set_codebook(case.codebook)
+    fp16 = any(word in case.part.lower() for word in ("half", "fp16")) and "bf16" not in case.part.lower()
+    half = torch.finfo(torch.bfloat16)
+    for view in views(twin.forward(case.z, train=False, seed=case.seed, trace=True)):
+        book, kept = view.codebook, view.k >= 0
+        largest = max(norms(book).max(initial=0.0), norms(view.z).max(initial=0.0))
+        if not kept.any() or (fp16 and largest > 2.0**15):
+            continue  # float16 ends at 65504
+        d, u = book.shape[1], roundoff(subject)
+        distance = np.sqrt(squared_distances(view.z, book))
+        regret = (distance[np.arange(len(view.z)), view.k] - distance.min(1))[kept]
+        size = (norms(view.z) + norms(book).max(initial=0.0))[kept]
+        lost = half.eps * size + 4 * half.smallest_normal * half.eps * np.sqrt(d)
+        # the rounded data are compared in full precision, expanded at worst (T28)
+        bound = lost + np.sqrt(2 * (d + 3) * u) * size + 1e-4 * (size > 0) + tiny(subject)
+        yield within(regret, bound, "regret", f"excess distance of the chosen code at level {view.index}")

@@ -156,11 +156,10 @@ def _pulled_back(subject: Quantizer, out: Quantized, found: list[View]) -> Side:
         place = ("z_c", view.index)
         gap = view.z - view.q
         away += array(subject.vjp(out, torch.from_numpy(gap).to(dtype), place, "z"))
-        signs = torch.randint(0, 2, gap.shape, generator=probe) * 2.0 - 1
-        # |Jᵀ| a row, from a random cotangent; each of its entries is a sum of Dc products
-        size = norms(array(subject.vjp(out, signs.to(dtype), place, "z"))) + (
-            norms(away) / np.maximum(norms(gap), 1e-30)
-        )
+        # |Jᵀ| a row, from two random cotangents, of which no map but 0 makes 0; each entry is a sum of Dc products
+        drawn = [torch.randn(gap.shape, generator=probe).to(dtype) for _ in range(2)]
+        size = sum(norms(array(subject.vjp(out, cotangent, place, "z"))) for cotangent in drawn)
+        size = size + norms(away) / np.maximum(norms(gap), 1e-30)
         reach += (norms(view.z) + norms(view.q)) * size * np.sqrt(gap.shape[1])
         squares += float((gap**2).sum())
         span += float(((norms(view.z) + norms(view.q)) ** 2).sum())
