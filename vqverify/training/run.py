@@ -85,7 +85,7 @@ class Run:
             seed: of everything random.
             every: steps between measurements, at least 1.
             layer: builds another layer than the recipe's; it takes latents (B, N, D) of the task's D.
-            size: K of that layer; the task's K if None.
+            size: K of that layer; the recipe's K if None.
         """
         self.recipe, self.seed, self.every, self.step = recipe, seed, every, 0
         self.task = TASKS[recipe.task]
@@ -97,7 +97,7 @@ class Run:
                 z = measure.latents(self.model, self.data.train[: self.task.batch], cosine=self.cosine)
             _seed(seed, 0, 1)
             inner = layer(z.reshape(-1, self.task.dim)) if layer else recipe.layer()
-            self.layer = Adapted(inner, size or self.task.codebook_size)
+            self.layer = Adapted(inner, size or recipe.arguments()["codebook_size"])
         self.layer.train()
         self._model_optimizer = _adam(parameters(self.model), self.task.rate)
         self._code_optimizer = _adam(parameters(self.layer), self.task.rate)
