@@ -11,42 +11,41 @@ from vqverify.symbolic.exact import nonnegative, same, zero
 from vqverify.symbolic.notation import unit
 
 a, S, b, eta = sp.symbols("a S b eta", real=True)
-X = sp.symbols("x1:4", real=True)  # one component of three codes
-G = sp.symbols("G1:4", real=True)  # ∂L/∂c_j
-one, own, sum_g, sum_gx = sp.symbols("x G sum_G sum_Gx", real=True)
+one, own, sum_g, sum_gx = sp.symbols("x G sum_G sum_Gx", real=True)  # one component of code j; sums over all
+others_g, others_gx = sp.symbols("others_G others_Gx", real=True)  # ΣG_i and ΣG_ix_i over the other codes
+SUMS = {sum_g: own + others_g, sum_gx: own * one + others_gx}
 scale_e, scale_q = sp.symbols("sigma_e sigma_q", positive=True)
 B, K = sp.symbols("B K", positive=True)
 mean_e, mean_q, code = sp.symbols("mu_e mu_q c", real=True)
 
-CODES = [(1 + a * S) * x + a * b for x in X]
-SUMS = {sum_g: sum(G), sum_gx: sum(g * x for g, x in zip(G, X, strict=True))}
+CODE = (1 + a * S) * one + a * b  # eq. 15 with the scale 1 + aS and the shift ab
+
+
+def _loss() -> Any:
+    """Σ_i G_i c_i, G held: code j, and the sums over all others as free symbols, for every number of codes."""
+    scale, offset = sp.diff(CODE, one), CODE.subs(one, 0)  # Σ G_i(αx_i + β) = αΣG_ix_i + βΣG_i
+    return own * CODE + scale * others_gx + offset * others_g
 
 
 def _chain(f: Stated) -> bool:
-    loss = sum(g * entry for g, entry in zip(G, CODES, strict=True))  # to first order, with G held
-    codes = all(same(sp.diff(loss, x), f["∂x"].subs({own: g})) for x, g in zip(X, G, strict=True))
-    stated = (f["∂S"].subs(SUMS), f["∂b"].subs(SUMS))
-    return codes and same((sp.diff(loss, S), sp.diff(loss, b)), stated) and same(CODES[0], f["c"].subs(one, X[0]))
+    derived = (sp.diff(_loss(), one), sp.diff(_loss(), S), sp.diff(_loss(), b))
+    return same(derived, (f["∂x"], f["∂S"].subs(SUMS), f["∂b"].subs(SUMS))) and same(CODE, f["c"])
 
 
 def _moves(f: Stated) -> bool:
-    # one step of SGD on x, S, b; the move of each code to first order in eta
-    loss = sum(g * entry for g, entry in zip(G, CODES, strict=True))
-    after = {**{x: x - eta * sp.diff(loss, x) for x in X}, S: S - eta * sp.diff(loss, S), b: b - eta * sp.diff(loss, b)}
-    for x, g, entry in zip(X, G, CODES, strict=True):
-        rate = sp.diff(sp.expand(entry.subs(after, simultaneous=True)), eta).subs(eta, 0)
-        if not same(eta * rate, f["Δc"].subs({one: x, own: g, **SUMS})):
-            return False
-    return True
+    # one step of SGD on x, S, b; the move of a code to first order in eta
+    after = {name: name - eta * sp.diff(_loss(), name) for name in (one, S, b)}
+    rate = sp.diff(sp.expand(CODE.subs(after, simultaneous=True)), eta).subs(eta, 0)
+    return same(eta * rate, f["Δc"].subs(SUMS))
 
 
 def _unused(f: Stated) -> bool:
-    # G_3 = 0: ∂x_3 = 0, and yet the code moves
-    still = {G[2]: 0}
-    moved = f["Δc"].subs({one: X[2], own: G[2], **SUMS}).subs(still)
+    # G_j = 0: ∂x_j = 0, and yet the code moves with the others
+    moved = f["Δc"].subs(SUMS).subs(own, 0)
     return (
-        zero(f["∂x"].subs({own: G[2]}).subs(still))
+        zero(f["∂x"].subs(own, 0))
         and not zero(moved)
+        and zero(moved.subs({others_g: 0, others_gx: 0}))
         and same(sp.Poly(moved, a).monoms()[0][0], f["power of a in the affine part"])
     )
 
@@ -74,7 +73,7 @@ LEARNED = Derivation(
     },
     tolerances={"relative to aΣ|G|(1 + |x|)": (K + 4) * unit},
     steps=(
-        algebra("chain rule, three codes with free entries", _chain),
+        algebra("chain rule for one code, the sums over all others free: every number of codes", _chain),
         algebra("substitute the step, differentiate in η at 0", _moves),
         certificate("an unused code has ∂x = 0 and moves by order a²", _unused),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sympy as sp
@@ -53,20 +54,38 @@ def _too_little(f: Stated) -> bool:
     )
 
 
+def _chain_rule(_: Stated) -> bool:
+    # ∇(L∘G) = J_Gᵀ ∇L for free functions G of two variables with two components and L of two
+    x = sp.symbols("x1:3", real=True)
+    inner = [sp.Function(name)(*x) for name in ("G1", "G2")]
+    slots = sp.symbols("y1:3")
+    outer = sp.Function("L")
+    at = dict(zip(slots, inner, strict=True))
+    slopes = sp.Matrix([sp.Subs(sp.diff(outer(*slots), slot), slots, inner) for slot in slots])
+    product = sp.Matrix(inner).jacobian(x).T * slopes.applyfunc(lambda entry: entry.doit())
+    return all(
+        sp.diff(outer(*slots).subs(at), one).doit() == sp.expand(entry) for one, entry in zip(x, product, strict=True)
+    )
+
+
+def _size(expression: Any, sizes: Mapping[Any, Any]) -> Any:
+    """A bound on the norm of a matrix expression: triangle inequality and |AB| ≤ |A||B|, from bounds on its parts."""
+    if expression in sizes:
+        return sizes[expression]
+    combine: Any = {sp.MatAdd: sum, sp.MatMul: sp.prod}[expression.func]
+    return combine([_size(part, sizes) for part in expression.args])
+
+
 def _composite(f: Stated) -> bool:
-    # (L∘G)'' = L''(G) G'² + L'(G) G'', with each factor at its bound
-    inner, outer = sp.Function("G"), sp.Function("L")
-    second = sp.diff(outer(inner(y)), y, 2).doit()
-    value = inner(y)
-    names = [
-        (sp.Subs(sp.diff(outer(q), q, 2), q, value).doit(), kappa_l),
-        (sp.Subs(sp.diff(outer(q), q), q, value).doit(), lip_l),
-        (sp.diff(value, y, 2), kappa_g),
-        (sp.diff(value, y), lip_g),
-    ]
-    for derivative, name in names:
-        second = second.subs(derivative, name)
-    return same(second, f["κ of L∘G"])
+    # J_eᵀl_e − J_qᵀl_q = J_eᵀ(l_e − l_q) + (J_e − J_q)ᵀl_q, with J the Jacobian of G and l the gradient of L
+    rows, cols = sp.symbols("m n", integer=True, positive=True)
+    jacobians = J_e, J_q = sp.MatrixSymbol("J_e", rows, cols), sp.MatrixSymbol("J_q", rows, cols)
+    slopes = l_e, l_q = sp.MatrixSymbol("l_e", rows, 1), sp.MatrixSymbol("l_q", rows, 1)
+    apart = [one - other for one, other in (jacobians, slopes)]
+    split = J_e.T * apart[1] + apart[0].T * l_q
+    sizes = {J_e.T: lip_g, apart[1]: kappa_l * lip_g * h, apart[0].T: kappa_g * h, l_q: lip_l}  # |Aᵀ| = |A|
+    difference = (J_e.T * l_e - J_q.T * l_q - split).expand().doit()
+    return difference == sp.ZeroMatrix(cols, 1) and same(_size(split, sizes), f["κ of L∘G"] * h)
 
 
 STE = Derivation(
@@ -93,7 +112,12 @@ STE = Derivation(
         certificate("quadratics with eigenvalues in [−κ, κ]: κ²|δ|² − |Hδ|² is a sum of squares", _quadratics),
         algebra("equality for ½κ|x|²", _tight_ste),
         certificate("counterexamples to weaker hypotheses and to κ·½h²", _too_little),
-        algebra("the chain rule bounds κ of the composite", _composite),
+        algebra("the chain rule $\\nabla(L\\circ G) = J_G^T\\nabla L$, free functions, 2 → 2 → 1", _chain_rule),
+        lemma("The chain rule in every dimension; triangle inequality and $\\|AB\\| \\le \\|A\\|\\,\\|B\\|$"),
+        algebra(
+            "$J_e^Tl_e - J_q^Tl_q = J_e^T(l_e-l_q) + (J_e-J_q)^Tl_q$ (matrices of any size), term by term the bound",
+            _composite,
+        ),
     ),
     catches="a backward that is not the identity",
 )
@@ -189,6 +213,12 @@ ROTATION = Derivation(
 )
 
 
+def _orders(f: Stated) -> bool:
+    # the three bounds, each reached by some loss, as powers of h
+    bounds = (STE.stated["bound"], ROTATION.stated["bound"], f["bound"])
+    return tuple(sp.Poly(bound, h).degree() for bound in bounds) == tuple(f["orders: STE, rotation, Hessian"])
+
+
 def _integral(f: Stated) -> bool:
     # |∫ (H(q + tδ) − H(q)) δ dt| <= ∫ M t h² dt
     return same(sp.integrate(M * t * h**2, (t, 0, 1)), f["bound"])
@@ -228,13 +258,16 @@ HESSIAN = Derivation(
     stated={
         "bound": M * h**2 / 2,
         "estimate": sp.Symbol("g") + sp.Symbol("H") * (e - q),
+        "orders: STE, rotation, Hessian": sp.Tuple(1, 1, 2),
         "gap with q − e": 2 * kappa * h,
     },
     bounds=("bound",),
     steps=(
-        algebra("Taylor with the integral remainder", _integral),
+        lemma("Taylor: $g(e)-g(q)=\\int_0^1H(q+t\\delta)\\delta\\,dt$, and $|\\int v| \\le \\int|v|$, in every dimension"),
+        algebra("the integral of the Lipschitz bound on $|(H(q+t\\delta)-H(q))\\delta|$", _integral),
         algebra("equality on the cubic M x³/6", _cubic),
         algebra("0 on quadratics; 2κh with the sign exchanged", _quadratic),
+        algebra("the bounds of T9, T10 and T11 as powers of h", _orders),
     ),
     catches="q − e for e − q",
 )

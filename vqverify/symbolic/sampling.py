@@ -7,55 +7,52 @@ from typing import Any
 import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
-from vqverify.symbolic.exact import nonnegative, same, zero
+from vqverify.symbolic.exact import same, zero
 from vqverify.symbolic.notation import unit
 
 T, tau, shift, gap, span = sp.symbols("T tau shift Delta rho", positive=True)
-K: Any = sp.Symbol("K", positive=True)
-D = sp.symbols("D1:4", real=True)
-j, k = sp.symbols("j k")
+K: Any = sp.Symbol("K", integer=True, positive=True)
 distance: Any = sp.Symbol("D_j", real=True)
-normaliser: Any = sp.Symbol("Z", positive=True)
-
-
-def _law(f: Stated, distances: Any = D) -> list[Any]:
-    """The stated weights, normalised over three codes."""
-    weights = [f["weight"].subs(distance, one) for one in distances]
-    return [weight / sum(weights) for weight in weights]
+rest: Any = sp.Symbol("rest", positive=True)  # the weights of all other codes, for every K
+slack: Any = sp.Symbol("slack", positive=True)
+n: Any = sp.Symbol("n", integer=True, positive=True)
+f_j, p_j = sp.symbols("f_j p_j", positive=True)  # of a cell: what is drawn, what is claimed
 
 
 def _shift(f: Stated) -> bool:
-    plain, moved = _law(f), _law(f, [one + shift for one in D])
-    return all(
-        zero(sp.powsimp(sp.expand(p - q)) if p == q else sp.simplify(p - q)) for p, q in zip(plain, moved, strict=True)
-    )
+    # every weight gets the same factor, so that p_j = w_j/(w_j + rest) keeps its value
+    weight = f["weight"]
+    factor = sp.simplify(weight.subs(distance, distance + shift) / weight)
+    moved = factor * weight / (factor * weight + factor * rest)
+    return not factor.has(distance) and zero(sp.simplify(moved - weight / (weight + rest)))
 
 
 def _race(f: Stated) -> bool:
     # argmin(D/T − Gumbel) is the first of independent exponentials with rates exp(−D/T)
-    t = sp.Symbol("t", positive=True)
-    rates = sp.symbols("w1:4", positive=True)
-    first = sp.integrate(rates[0] * sp.exp(-sum(rates) * t), (t, 0, sp.oo))
+    t, rate = sp.symbols("t w", positive=True)
+    # the density of code j times the survival of all others, exp(−rest t)
+    first = sp.integrate(rate * sp.exp(-rate * t) * sp.exp(-rest * t), (t, 0, sp.oo))
     clock = sp.Symbol("y", positive=True)
     # X = Gumbel − D/T has P(X <= x) = exp(−exp(−x − D/T)), so Y = exp(−X) survives y with exp(−y exp(−D/T))
-    rate = sp.exp(sp.log(clock) - distance / T) / clock
-    weights = dict(zip(rates, (f["weight"].subs(distance, one) for one in D), strict=True))
-    return (
-        same(sp.simplify(rate - f["weight"]), 0)
-        and same(first, rates[0] / sum(rates))
-        and same(first.subs(weights), _law(f)[0])
-    )
+    exponential = sp.exp(sp.log(clock) - distance / T) / clock
+    return zero(sp.simplify(exponential - f["weight"])) and same(first, rate / (rate + rest))
+
+
+def _relaxed(f: Stated) -> bool:
+    # softmax at any τ orders the codes as their logits are ordered
+    larger, smaller = (sp.exp(logit / tau) for logit in (distance + slack, distance))
+    ratio = sp.expand_log(sp.log(larger / smaller), force=True)
+    names = dict(zip(sp.symbols("l_i l_j"), (distance + slack, distance), strict=True))
+    return zero(ratio - f["ln(y_i/y_j)"].subs(names)) and sp.expand(ratio).is_positive is True
 
 
 def _concentrates(f: Stated) -> bool:
-    # D_k = 0, the others Delta + s_j: 1 − p_k = Σ_{j≠k} p_j <= Σ weight_j / weight_k
-    slack = sp.symbols("s1:3", nonnegative=True)
-    worst = [f["weight"].subs(distance, gap) / f["weight"].subs(distance, 0)] * 2
-    each = [f["weight"].subs(distance, gap + one) / f["weight"].subs(distance, 0) for one in slack]
-    smaller = all(
-        sp.simplify(one / most - sp.exp(-s / T)) == 0 for one, most, s in zip(each, worst, slack, strict=True)
-    )
-    return smaller and sp.simplify(sum(worst) - f["1 − p_k at most"].subs(K, 3)) == 0
+    # D_k = 0, another Delta + s: w/w_k = e^{−Δ/T} e^{−s/T}, and there are K − 1 of them; Σw ≥ w_k
+    here = f["weight"].subs(distance, 0)
+    worst = f["weight"].subs(distance, gap) / here
+    smaller = sp.expand_log(sp.log(f["weight"].subs(distance, gap + slack) / here / worst), force=True)
+    total = sp.Sum(worst, (sp.Symbol("i", integer=True), 1, K - 1)).doit()
+    return sp.expand(smaller).is_negative is True and zero(sp.simplify(total - f["1 − p_k at most"]))
 
 
 def _range(f: Stated) -> bool:
@@ -66,24 +63,38 @@ def _range(f: Stated) -> bool:
 
 
 def _variance(f: Stated) -> bool:
+    # Z(s) = Σ e^{−sD}: each derivative brings down −D, so E[D] = −Z'/Z and E[D²] = Z''/Z, for every K
     inverse = sp.Symbol("s", positive=True)
-    law = [p.subs(T, 1 / inverse) for p in _law(f)]
-    mean = sum(p * one for p, one in zip(law, D, strict=True))
-    second = sum(p * one**2 for p, one in zip(law, D, strict=True))
+    weight = f["weight"].subs(T, 1 / inverse)
+    if not same(sp.diff(weight, inverse) / weight, -distance):
+        return False
+    Z = sp.Function("Z")(inverse)
+    mean, second = -sp.diff(Z, inverse) / Z, sp.diff(Z, inverse, 2) / Z
     names = dict(zip(sp.symbols("E_D2 E_D"), (second, mean), strict=True))
-    return zero(sp.expand(sp.simplify(sp.diff(mean, inverse) - f["dE[D]/d(1/T)"].subs(names))))
+    return zero(sp.expand(sp.diff(mean, inverse) - f["dE[D]/d(1/T)"].subs(names)))
+
+
+def _spread(f: Stated) -> bool:
+    # ½ Σ p_i p_j (D_i − D_j)², by E[x^a y^b] = m_a m_b for independent x, y
+    x, y = sp.symbols("x y")
+    moments = (sp.S.One, sp.Symbol("E_D"), sp.Symbol("E_D2"))
+    terms = sp.Poly((x - y) ** 2, x, y).terms()
+    squares = sum(factor * moments[one] * moments[other] for (one, other), factor in terms) / 2
+    return same(squares, -f["dE[D]/d(1/T)"])
 
 
 def _softmax(f: Stated) -> bool:
-    logits = sp.symbols("l1:4", real=True)
-    weights = [sp.exp(one / tau) for one in logits]
-    y = [weight / sum(weights) for weight in weights]
-    jacobian = sp.Matrix([[sp.diff(one, other) for other in logits] for one in y])
+    one, other = sp.symbols("l_i l_j", real=True)
+    weights = [sp.exp(logit / tau) for logit in (one, other)]
+    y = [weight / (weights[0] + weights[1] + rest) for weight in weights]
     row, column, same_index = sp.symbols("y_i y_j delta_ij")
-    stated = sp.Matrix(
-        3, 3, lambda i, m: f["softmax Jacobian"].subs({row: y[i], column: y[m], same_index: int(i == m)})
-    )
-    return all(zero(entry) for entry in jacobian - stated) and all(zero(sum(jacobian.row(i))) for i in range(3))
+
+    def stated(second: Any, equal: int) -> Any:
+        return f["softmax Jacobian"].subs({row: y[0], column: second, same_index: equal})
+
+    # the columns other than i add up to −y_i(1 − y_i), as the y add up to 1
+    across = stated(y[0], 1) + stated(1 - y[0], 0)
+    return zero(sp.diff(y[0], one) - stated(y[0], 1)) and zero(sp.diff(y[0], other) - stated(y[1], 0)) and zero(across)
 
 
 def _large(f: Stated) -> bool:
@@ -91,11 +102,14 @@ def _large(f: Stated) -> bool:
     return sp.limit(f["K p_j at most"], T, sp.oo) == 1 and sp.limit(f["1 − p_k at most"], T, 0, "+") == 0
 
 
-def _spread(_: Stated) -> bool:
-    p, q, x, y = sp.symbols("p q x y", nonnegative=True)
-    variance = (p * x**2 + q * y**2) * (p + q) - (p * x + q * y) ** 2
-    return nonnegative(variance, p * q * sp.Symbol("difference", real=True) ** 2) or same(
-        variance, p * q * (x - y) ** 2
+def _effect(f: Stated) -> bool:
+    # the count of a cell is binomial: E(O − np)²/(np) from its generating function, less what f = p would give
+    t = sp.Symbol("t", positive=True)
+    generating = (1 - f_j + f_j * t) ** n
+    mean, falling = (sp.diff(generating, t, order).subs(t, 1) for order in (1, 2))
+    expected = (falling + mean - 2 * mean * n * p_j + (n * p_j) ** 2) / (n * p_j)
+    return same(expected - f_j * (1 - f_j) / p_j, f["noncentrality of a cell"]) and same(
+        expected.subs(f_j, p_j), f["Pearson's term at f = p"]
     )
 
 
@@ -105,7 +119,9 @@ SAMPLING = Derivation(
     title="Sampling codes",
     statement=(
         "p_j ∝ e^{−D_j/T}: shift-invariant in D; with unique minimum and gap Δ, 1 − p_k ≤ (K − 1)e^{−Δ/T}; with range ρ, "
-        "e^{−ρ/T} ≤ Kp_j ≤ e^{ρ/T}; dE[D]/d(1/T) = −Var D. argmin(D/T − Gumbel) ~ p. Softmax Jacobian (diag y − yyᵀ)/τ."
+        "e^{−ρ/T} ≤ Kp_j ≤ e^{ρ/T}; dE[D]/d(1/T) = −Var D. argmin(D/T − Gumbel) ~ p, whatever the relaxation temperature "
+        "τ. Softmax Jacobian (diag y − yyᵀ)/τ, rows sum to 0. Pearson's χ² of n draws from f against p has the "
+        "noncentrality nΣ(f − p)²/p."
     ),
     latex=(
         r"p_j\propto e^{-D_j/T},\quad 1-p_k\le(K-1)e^{-\Delta/T},\quad e^{-\rho/T}\le Kp_j\le e^{\rho/T},\quad"
@@ -119,20 +135,25 @@ SAMPLING = Derivation(
         "K p_j at least": sp.exp(-span / T),
         "K p_j at most": sp.exp(span / T),
         "dE[D]/d(1/T)": sp.Symbol("E_D") ** 2 - sp.Symbol("E_D2"),
+        "ln(y_i/y_j)": (sp.Symbol("l_i") - sp.Symbol("l_j")) / tau,
+        "noncentrality of a cell": n * (f_j - p_j) ** 2 / p_j,
+        "Pearson's term at f = p": 1 - p_j,
         "softmax Jacobian": sp.Symbol("y_i") * (sp.Symbol("delta_ij") - sp.Symbol("y_j")) / tau,
     },
     bounds=("1 − p_k at most", "K p_j at least", "K p_j at most"),
     tolerances={"p, relative": (2 * span / T + K + 6) * unit},
     steps=(
-        algebra("shift invariance, three codes", _shift),
+        algebra("a shift multiplies every weight by one factor, which cancels (all other codes summed up: every K)", _shift),
         algebra("Gumbel noise is a race of exponentials: the first has probability w/Σw, by integration", _race),
+        certificate("softmax of the noisy logits at any τ > 0 keeps their order, hence the law of the argmax", _relaxed),
         certificate("1 − p_k ≤ Σ of ratios of weights, each at most e^{−Δ/T}", _concentrates),
         lemma("A mean lies between the least and the largest term"),
         algebra("so K p_j lies between the ratios of extreme weights", _range),
-        algebra("derivative of the mean in 1/T, three codes", _variance),
-        certificate("a variance is a sum of squares p q (x − y)²", _spread),
-        algebra("softmax Jacobian by differentiation; rows sum to 0", _softmax),
+        algebra("derivative of the mean in 1/T, through a free normaliser Z: every K", _variance),
+        certificate("the variance is ½ΣΣ p_i p_j (D_i − D_j)², so the mean falls", _spread),
+        algebra("softmax Jacobian by differentiation, all other codes summed up; rows sum to 0", _softmax),
         algebra("limits for large and small T", _large),
+        algebra("a cell of Pearson's statistic, by the binomial generating function", _effect),
     ),
     catches="√D where D is claimed, sign, T multiplied, shared noise",
 )
