@@ -133,6 +133,9 @@ def _chapter(chapter: Chapter, *, alone: bool) -> Iterator[RenderableType]:
     yield from _field("hypotheses", [book.plain(hypothesis) for hypothesis in one.hypotheses])
     steps = [f"{index}. [{step.kind}] {book.plain(step.text)}" for index, step in enumerate(one.steps, 1)]
     yield from _field(f"derivation ({book.kinds(one.steps)})", steps)
+    tried = [*one.bounds, *(f"rounding: {name}" for name in one.tolerances)]
+    if tried:
+        yield from _field("bounds that the tests try to break", tried)
     if one.catches:
         yield from _field("catches", [one.catches])
     if alone and chapter.rows:

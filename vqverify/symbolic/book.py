@@ -14,6 +14,7 @@ from sympy.printing.latex import LatexPrinter
 from vqverify.symbolic.derivation import Derivation, Proof, Step
 from vqverify.symbolic.errata import Erratum
 
+_BAR = re.compile(r'<mo stretchy="false">(?:\||&#x0007C;)</mo>')
 _INLINE = re.compile(r"\$([^$]+)\$")
 _LOWER = re.compile(r"_(?:\{([^}]*)\}|([A-Za-z0-9α-ωâ-ûẑ⟂\u0302]+))")
 _UPPER = re.compile(r"\^(?:\{([^}]*)\}|(-?[A-Za-z0-9]+))")
@@ -27,9 +28,9 @@ _NAMES = {
     "n2": r"\left|g\right|^2",
     "qg": r"\langle q,g\rangle",
     "eg": r"\langle e,g\rangle",
-    "ug": r"\hat u\cdot g",
-    "pg": r"\delta_\perp\cdot g",
-    "delta_u": r"\delta\cdot\hat u",
+    "ug": r"(\hat u\cdot g)",
+    "pg": r"(\delta_\perp\cdot g)",
+    "delta_u": r"(\delta\cdot\hat u)",
     "u_low": "u'",
     "zbar": r"\bar z",
     "dist2": r"\mathrm{dist}^2",
@@ -53,11 +54,23 @@ _NAMES = {
     "even": r"[L\text{ even}]",
     "uhat": r"\hat u",
     "vhat": r"\hat v",
+    "lip_G": r"\mathrm{Lip}(G)",
+    "lip_L": r"\mathrm{Lip}(L)",
+    "on_u": r"(\hat u\cdot g)",
+    "on_v": r"(\hat v\cdot g)",
+    "excess": r"(|w|^2-1)",
+    "along": r"(w\cdot x)",
+    "span": r"\rho",
+    "tau_0": r"\tau",
+    "g_e": r"|\nabla L(e)|",
+    "g_q": r"|\nabla L(q)|",
+    "others": r"\ldots",
 }
 _PLAIN = {
     r"\langle ": "⟨", r"\rangle": "⟩", r"\mathsf T": "T", r"\pm ": "±",
     r"\hat u": "û", r"\hat v": "v̂", r"\lambda": "λ", r"\mathrm{tr}": "tr", r"\mathrm{fl}": "fl", r"\alpha": "α",
     r"\theta": "θ", r"\perp": "⟂", r"\le": "≤", r"\ge": "≥", r"\cdot": "·", r"\det": "det", r"\eta": "η", r"\|": "‖",
+    r"\nabla": "∇", r"\circ ": "∘", r"\delta": "δ", r"\int_0^1": "∫₀¹", r"\int": "∫",
     r"\beta": "β", r"\equiv": "≡", r"\,": " ", "^T": "ᵀ", "^2": "²", "^{-1}": "⁻¹", r"^{d-1}": "^(d−1)", "-": "−",
 }  # fmt: skip
 
@@ -113,7 +126,7 @@ class _Printer(LatexPrinter):
 
 def latex(formula: Any) -> str:
     """A stated formula in LaTeX."""
-    text = _Printer({"mat_symbol_style": "plain", "order": "none"}).doprint(sp.sympify(formula))
+    text = _Printer({"mat_symbol_style": "plain"}).doprint(sp.sympify(formula))
     return str(text).replace(r"\mathbb{I}", "I")
 
 
@@ -132,7 +145,8 @@ def plain(text: str) -> str:
 def _mathml(source: str, display: str = "block") -> str:
     from latex2mathml.converter import convert
 
-    return convert(source, display=display)
+    # a bar is a fence here, never a relation: no space around it
+    return _BAR.sub('<mo stretchy="false" lspace="0" rspace="0" form="prefix">|</mo>', convert(source, display=display))
 
 
 def _inline(text: str) -> str:
@@ -149,6 +163,11 @@ def _scripts(text: str) -> str:
 def formulas(derivation: Derivation) -> tuple[tuple[str, str], ...]:
     """Name and LaTeX of each stated formula."""
     return tuple((name, latex(formula)) for name, formula in derivation.stated.items())
+
+
+def tolerances(derivation: Derivation) -> tuple[tuple[str, str], ...]:
+    """Name and LaTeX of each bound on rounding."""
+    return tuple((name, latex(formula)) for name, formula in derivation.tolerances.items())
 
 
 def kinds(steps: Sequence[Step]) -> str:
@@ -182,6 +201,7 @@ def as_html(chapters: Sequence[Chapter], entries: Sequence[Entry] = ()) -> str:
         chapters=chapters,
         entries=entries,
         formulas=formulas,
+        tolerances=tolerances,
         executed=executed,
         holding=sum(proof.holds for proof in executed),
         seconds=sum(proof.seconds for proof in executed),
@@ -213,7 +233,8 @@ def _tex_chapter(chapter: Chapter) -> str:
         r"\begin{enumerate}",
         *(rf"\item \textit{{{step.kind}}}: {_tex(step.text)}." for step in one.steps),
         r"\end{enumerate}",
-        rf"\textbf{{Catches}}: {_tex(one.catches)}.",
+        *(rf"\par\noindent Rounding, {_tex(name)}: ${source}$." for name, source in tolerances(one)),
+        rf"\par\noindent\textbf{{Catches}}: {_tex(one.catches)}.",
         *(
             rf"\par\texttt{{{_tex(row.id)}}} rejects {_tex(', '.join(row.mutants) or '–')}. {_tex(row.hint)}"
             for row in chapter.rows

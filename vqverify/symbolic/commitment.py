@@ -132,15 +132,10 @@ def _counterexample(f: Stated) -> bool:
     return same(right, loss) and loss == f["loss of δ₀ with C = {1}"] and loss > 0
 
 
-def _unused(f: Stated) -> bool:
-    # supp P ⊆ C: every minimum is 0, whatever other codes there are
-    other = sp.Symbol("other", real=True)
-    points = sp.symbols("z1:4", real=True)
-    distance: Any = sum(sp.Min(*[(point - code) ** 2 for code in (*points, other)]) for point in points)
-    return all(
-        distance.subs(dict(zip((*points, other), values, strict=True))) == f["D when supp P ⊆ C"]
-        for values in ((0, 1, 5, 2), (3, 3, -4, 100), (-1, 7, 2, -3))
-    )
+def _covered(f: Stated) -> bool:
+    # a latent in C: one distance is 0, whatever the others are; a latent outside C: all are positive
+    others, apart = sp.symbols("D1:4", nonnegative=True), sp.symbols("P1:4", positive=True)
+    return sp.Min(sp.S.Zero, *others) == f["D when supp P ⊆ C"] and sp.Min(*apart).is_positive is True
 
 
 UPPER_BOUND = Derivation(
@@ -170,7 +165,7 @@ UPPER_BOUND = Derivation(
         algebra("parallel axis: by moments, and for 2, 3 and 4 free points (components add)", _parallel_axis),
         certificate("E min ≤ min E; the bound exceeds ½ Var by ½ dist(μ, C)²", _bound),
         certificate("P = δ₀, C = {1}: loss ½, printed bound 0", _counterexample),
-        certificate("support in the codebook: distance 0 for any unused codes", _unused),
+        certificate("a latent in C has distance 0, whatever unused codes there are; one outside has not", _covered),
     ),
     catches="testing loss ≤ ½ Var at initialisation",
 )

@@ -27,16 +27,17 @@ def _counts(f: Stated) -> bool:
 
 
 def _sums(f: Stated) -> bool:
-    # the first three steps of the recursion, against the closed form
-    value = initial
-    for step in range(4):
-        closed = f["Σm_t"].subs(time, step).doit()
-        if not same(closed, value):
-            return False
-        value = SUM.subs({m: value, S: batch(step + 1)}, simultaneous=True)
-    # and the induction: the weights γ^(t−k) are multiplied by γ, the new batch has weight γ^0
-    weight = gamma ** (time - k)
-    return same(sp.powsimp(gamma * weight) / weight.subs(time, time + 1), 1)
+    # induction in t with free batches: the sum to t + 1 is γ times the sum to t, and its last term
+    now, following = f["Σm_t"], f["Σm_t"].subs(time, time + 1)
+    (past,), (longer,) = now.atoms(sp.Sum), following.atoms(sp.Sum)
+    if past.limits != ((k, 1, time),) or longer.limits != ((k, 1, time + 1),):
+        return False
+    if not same(sp.powsimp(sp.expand(longer.function / past.function)), gamma):
+        return False
+    held = sp.Symbol("past")
+    stepped = SUM.subs({m: now.subs(past, held), S: batch(time + 1)}, simultaneous=True)
+    split = following.subs(longer, gamma * held + longer.function.subs(k, time + 1))
+    return same(sp.powsimp(sp.expand(split - stepped)), 0) and same(now.subs(time, 0).doit(), initial)
 
 
 CONSERVATION = Derivation(
@@ -57,7 +58,7 @@ CONSERVATION = Derivation(
     tolerances={"relative to Σ|·|": (K + B + 3 * time) * unit},
     steps=(
         algebra("counts: induction in t from the recursion", _counts),
-        algebra("sums: the recursion for t ≤ 3 with free batches, and the step of the induction", _sums),
+        algebra("sums: induction in t from the recursion, free batches", _sums),
     ),
     catches="latents dropped or counted twice, masked ones counted",
 )
@@ -142,6 +143,25 @@ def _affine(f: Stated) -> bool:
     return same(list(moved), list(scale * Q * update(sums, batch_sums) + move))
 
 
+def _latents(f: Stated) -> bool:
+    # n and S are sums over the latents of a code: two exchanged change nothing, with any third part of the sum
+    first, second, others = sp.symbols("z_1 z_2 others")
+    sums = [
+        f["all-reduce of S"].subs({sp.Symbol("S_1"): one, sp.Symbol("S_2"): other}) + others
+        for one, other in ((first, second), (second, first))
+    ]
+    return same(*sums)
+
+
+def _own_draws(f: Stated) -> bool:
+    # two devices whose copies of a code differ, as after replacements drawn apart, on the same (n, S)
+    one, other = sp.symbols("c_a c_b", real=True)
+    after = [(f["m'"] / f["N'"]).subs(m, N * copy) for copy in (one, other)]
+    left = f["difference after a step"].subs(sp.Symbol("delta"), one - other)
+    shrinks = sp.cancel(1 - left / (one - other))
+    return same(after[0] - after[1], left) and shrinks.subs(gamma, sp.Rational(1, 2)).is_positive is True
+
+
 def _shards(f: Stated) -> bool:
     n1, n2, S1, S2 = sp.symbols("n1 n2 S1 S2", positive=True)
 
@@ -170,8 +190,9 @@ SHARDING = Derivation(
     title="Symmetry and sharding",
     statement=(
         "The update commutes with permutations of codes and latents and, unsmoothed, with z ↦ aQz + t on both. An "
-        "all-reduce sum of (n, S) equals one device; averaging codebooks, or (n, S) while N₀ stays, does not. The mean "
-        "over shards of mean gradients is the batch mean iff the shards are equal."
+        "all-reduce sum of (n, S) equals one device; averaging codebooks, or (n, S) while N₀ stays, does not. Copies "
+        "that differ, as after replacements drawn apart, differ by γN/N' of it after a step: replacements need one "
+        "shared draw. The mean over shards of mean gradients is the batch mean iff the shards are equal."
     ),
     latex=r"(n,S)=\sum_s(n_s,S_s);\qquad c'(aQz+t)=aQ\,c'(z)+t;\qquad \tfrac12\left(\bar g_1+\bar g_2\right)=\bar g \iff B_1=B_2",
     hypotheses=("unsmoothed EMA (for z ↦ aQz + t)",),
@@ -181,13 +202,16 @@ SHARDING = Derivation(
         "m'": SUM,
         "all-reduce of n": sp.Symbol("n_1") + sp.Symbol("n_2"),
         "all-reduce of S": sp.Symbol("S_1") + sp.Symbol("S_2"),
+        "difference after a step": gamma * N / COUNT * sp.Symbol("delta"),
         "shard size for the mean": sp.Symbol("B_2"),
     },
     tolerances={"relative to Σ|z|": (B + 6) * unit},
     steps=(
         algebra("the update of a code reads nothing of the others", _permutes),
+        algebra("two latents of a code exchanged", _latents),
         algebra("a similarity of the plane, free entries: m ↦ aQm + tN", _affine),
         certificate("sum equals one device; an exact example in which both averages do not", _shards),
+        algebra("copies of a code that differ stay apart: by γN/N' of the difference, on the same (n, S)", _own_draws),
         algebra("the mean of means", _gradient_mean),
     ),
     catches="unsynchronised EMA, mean reduction",

@@ -7,7 +7,7 @@ from typing import Any
 import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate
-from vqverify.symbolic.exact import is_root, same
+from vqverify.symbolic.exact import is_root, round_to, same, small_floats
 from vqverify.symbolic.gram import Span
 from vqverify.symbolic.householder import ROTATION, SIGMA, with_vector
 from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, uhat, unit, vhat
@@ -157,13 +157,48 @@ def _half_precision(f: Stated) -> bool:
     ) < sp.Rational(1, 10**9)
 
 
+def _contamination(f: Stated) -> bool:
+    # the e-branch's part of the decoder gradient against the other, and without bound where the other vanishes
+    at_e, at_q = sp.symbols("g_e g_q", positive=True)
+    stated = f["contamination"].subs(dict(zip(sp.symbols("g_e g_q"), (at_e, at_q), strict=True)))
+    return same(f["share of the e-branch"] * at_e / at_q, stated) and sp.limit(stated, at_q, 0, "+") == sp.oo
+
+
+def _only_the_branch(f: Stated) -> bool:
+    # all of e multiplied: its task gradient is right, that of a commitment loss, which no 1/N made small, is not
+    loss, slot = sp.Function("L"), sp.Symbol("slot")
+    commitment = beta * (slot - q) ** 2
+    received = sp.expand(f["multiplier"] * sp.diff(loss(slot) / count + commitment, slot))
+    task = sp.diff(loss(slot), slot)
+    return same(received - task, f["commitment gradient, all of e scaled"] * sp.diff(commitment, slot))
+
+
+def _normalisation(f: Stated) -> bool:
+    # a running mean is moved by the pass over q, then by the pass over e
+    weight, old = sp.symbols("w mu", real=True)
+    after = old
+    for mean in (sp.Symbol("x_q"), sp.Symbol("x_e")):
+        after = (1 - weight) * after + weight * mean
+    return same(after, f["running mean after both"].subs({sp.Symbol("w"): weight, sp.Symbol("mu"): old}))
+
+
+def _powers(f: Stated) -> bool:
+    # (g/N)N for every 4-bit g: exact for N = 2 and 4, not for 3
+    def exact(size: int) -> bool:
+        return all(round_to(round_to(g / size, 4) * size, 4) == g for g in small_floats(4, 0, 0))
+
+    return tuple(int(exact(size)) for size in (2, 4, 3)) == tuple(f["(g/N)N exact, N = 2, 4, 3"])
+
+
 DOUBLE_FORWARD = Derivation(
     id="gap.exact",
     theorem="T15",
     title="Double forward",
     statement=(
         "L(q) + L(e)/N with the e-branch gradient × N: encoder gap 0; decoder gradient ∇L(q) + ∇L(e)/N; a decoder "
-        "optimum moves by −H⁻¹∇L(e)/N to first order. f16 returns 0 for components below 3·10⁻⁸ N."
+        "optimum moves by −H⁻¹∇L(e)/N to first order. The contamination |∇L(e)|/(N|∇L(q)|) is unbounded at an optimum. "
+        "Scaling all of e multiplies the commitment gradient by N. A running mean sees both passes. (g/N)N is exact if N "
+        "is a power of 2; f16 returns 0 for components below 3·10⁻⁸ N."
     ),
     latex=(
         r"\nabla_e = N\cdot\tfrac1N\nabla L(e),\qquad \nabla_\varphi = \nabla_\varphi L(q)+\tfrac1N\nabla_\varphi L(e),\qquad"
@@ -176,12 +211,22 @@ DOUBLE_FORWARD = Derivation(
         "multiplier": count,
         "share of the e-branch": 1 / count,
         "shift of the optimum": -sp.Symbol("b") / (count * sp.Symbol("H")),
+        "contamination": sp.Symbol("g_e") / (count * sp.Symbol("g_q")),
+        "commitment gradient, all of e scaled": count,
+        "running mean after both": (1 - sp.Symbol("w")) ** 2 * sp.Symbol("mu")
+        + sp.Symbol("w") * (1 - sp.Symbol("w")) * sp.Symbol("x_q")
+        + sp.Symbol("w") * sp.Symbol("x_e"),
+        "(g/N)N exact, N = 2, 4, 3": sp.Tuple(1, 1, 0),
         "f16 returns 0 below": sp.Rational(1, 2**25),
     },
     tolerances={"(g/N)N, relative": 2 * unit},
     steps=(
         algebra("linearity of the gradient, on a loss of free form", _branches),
         algebra("the optimum of the linearised decoder", _moves),
+        algebra("the share of the e-branch in the decoder gradient, and its limit at an optimum", _contamination),
+        algebra("N times all of e: the commitment gradient grows by N", _only_the_branch),
+        algebra("normalisation statistics are moved by both passes", _normalisation),
+        certificate("every 4-bit g divided and multiplied by N, rounded exactly", _powers),
         certificate("10⁻⁵/10³ is below half the least subnormal of f16", _half_precision),
     ),
     catches="scaling all of e, N on the wrong side",

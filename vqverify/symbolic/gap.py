@@ -81,7 +81,7 @@ def _composite(f: Stated) -> bool:
     rows, cols = sp.symbols("m n", integer=True, positive=True)
     jacobians = J_e, J_q = sp.MatrixSymbol("J_e", rows, cols), sp.MatrixSymbol("J_q", rows, cols)
     slopes = l_e, l_q = sp.MatrixSymbol("l_e", rows, 1), sp.MatrixSymbol("l_q", rows, 1)
-    apart = [one - other for one, other in (jacobians, slopes)]
+    apart: list[Any] = [one - other for one, other in (jacobians, slopes)]
     split = J_e.T * apart[1] + apart[0].T * l_q
     sizes = {J_e.T: lip_g, apart[1]: kappa_l * lip_g * h, apart[0].T: kappa_g * h, l_q: lip_l}  # |Aᵀ| = |A|
     difference = (J_e.T * l_e - J_q.T * l_q - split).expand().doit()
@@ -263,7 +263,9 @@ HESSIAN = Derivation(
     },
     bounds=("bound",),
     steps=(
-        lemma("Taylor: $g(e)-g(q)=\\int_0^1H(q+t\\delta)\\delta\\,dt$, and $|\\int v| \\le \\int|v|$, in every dimension"),
+        lemma(
+            "Taylor: $g(e)-g(q)=\\int_0^1H(q+t\\delta)\\delta\\,dt$, and $|\\int v| \\le \\int|v|$, in every dimension"
+        ),
         algebra("the integral of the Lipschitz bound on $|(H(q+t\\delta)-H(q))\\delta|$", _integral),
         algebra("equality on the cubic M x³/6", _cubic),
         algebra("0 on quadratics; 2κh with the sign exchanged", _quadratic),

@@ -14,8 +14,8 @@ from vqverify.symbolic.gram import Element, Span, concrete
 from vqverify.symbolic.notation import c, d, g, identity, lam, s, sigma, turn, uhat, vhat, x
 from vqverify.symbolic.rounding import B1
 
-a: Any = sp.Symbol("a", real=True)  # û·x or û·g
-b: Any = sp.Symbol("b", real=True)  # v̂·x or v̂·g
+a: Any = sp.Symbol("on_u", real=True)  # û·x or û·g
+b: Any = sp.Symbol("on_v", real=True)  # v̂·x or v̂·g
 n2: Any = sp.Symbol("n2", nonnegative=True)  # |x|² or |g|²
 e_norm: Any = sp.Symbol("e_norm", positive=True)
 

@@ -125,6 +125,17 @@ def _tail(f: Stated) -> bool:
     return True
 
 
+def _draws(f: Stated) -> bool:
+    # induction in M: one more draw hits the code with probability 1/K; and is new with 1 − u/K, by linearity
+    (fewer,) = f["P(count ≥ k)"].atoms(sp.Sum)
+    chance = fewer.function
+    more = chance.subs(M, M + 1) - (1 - 1 / K) * chance - chance.subs(_i, _i - 1) / K
+    used = f["E #used"]
+    new = used.subs(M, M + 1) - (used + 1 - used / K)
+    ratio = sp.gammasimp(sp.expand_func((more / chance).rewrite(sp.gamma)))
+    return zero(sp.powsimp(sp.simplify(ratio))) and zero(sp.powsimp(sp.expand(new))) and used.subs(M, 0) == 0
+
+
 def _used(f: Stated) -> bool:
     from itertools import product
 
@@ -172,6 +183,7 @@ ACTIVATION = Derivation(
         algebra("halving both axes n times", _positions),
         algebra("the binomial tail, against a count of all 3⁴ draws", _tail),
         algebra("the expected number, against a count of all draws for three sizes", _used),
+        algebra("both for every M and K, by induction in M", _draws),
         certificate("the paper's setting: 0.396, not 0.982", _numbers),
     ),
     catches="pooling counted once per axis, M for B",

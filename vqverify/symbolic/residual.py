@@ -20,13 +20,11 @@ G, K = sp.symbols("G K", integer=True, positive=True)
 
 
 def _telescopes(f: Stated) -> bool:
-    rest = Z
-    for depth in range(4):
-        names = {sp.Symbol("sum_q"): sum(Q[:depth]), sp.Symbol("r_M"): rest}
-        if not same(f["z"].subs(names), Z):
-            return False
-        rest = rest - Q[depth]
-    return True
+    # induction: z at the start, and a stage adds to the sum what it takes from the rest
+    before = {sp.Symbol("sum_q"): sum(Q[:2]), sp.Symbol("r_M"): r}
+    after = {sp.Symbol("sum_q"): sum(Q[:2]) + Q[2], sp.Symbol("r_M"): r - Q[2]}
+    start = {sp.Symbol("sum_q"): 0, sp.Symbol("r_M"): Z}
+    return same(f["z"].subs(before), f["z"].subs(after)) and same(f["z"].subs(start), Z)
 
 
 def _shorter(f: Stated) -> bool:
@@ -60,6 +58,21 @@ def _gradient(f: Stated) -> bool:
     return True
 
 
+def _every_depth(f: Stated) -> bool:
+    # (∂ of the sum, ∂ of the rest) from (0, 1); a stage's output has the derivative of the rest it is made of
+    def stage(of_sum: Any, of_rest: Any, *, attached: bool) -> tuple[Any, Any]:
+        return of_sum + of_rest, (of_rest - of_rest if attached else of_rest)
+
+    one, depth = f["∂y/∂z, attached"], f["∂y/∂z, sg"]
+    first = stage(sp.S.Zero, sp.S.One, attached=True)
+    following = stage(depth, sp.S.One, attached=False)
+    return (
+        first == (one, 0) == stage(*first, attached=True)
+        and same(following, (depth.subs(stages, stages + 1), 1))
+        and depth.subs(stages, 0) == 0
+    )
+
+
 RESIDUAL = Derivation(
     id="residual.telescopes",
     theorem="T34",
@@ -82,10 +95,11 @@ RESIDUAL = Derivation(
     },
     tolerances={"relative to Σ|q|": (stages + 1) * unit},
     steps=(
-        algebra("telescoping, up to four stages with free outputs", _telescopes),
+        algebra("telescoping, by induction", _telescopes),
         algebra("one stage: expand; 0 as a code; C = {10}", _shorter),
         certificate("greedy against joint, in rationals", _greedy),
         algebra("the Jacobian of both wirings, one to four stages", _gradient),
+        algebra("and by induction for every number of stages", _every_depth),
     ),
     catches="gradient × M",
 )

@@ -16,7 +16,7 @@ B1: Any = (9 * d + 41 + (4 * d + 16) / sigma) * unit
 """Forward and VJP of the rotation, relative to lambda |x|."""
 
 excess: Any = sp.Symbol("excess", real=True)  # |w|² - 1 of a computed unit vector
-along: Any = sp.Symbol("a", real=True)  # w·x
+along: Any = sp.Symbol("along", real=True)  # w·x
 t: Any = sp.Symbol("t", positive=True)  # epsilon / |e|
 z, q, first, second = sp.symbols("z q delta_1 delta_2", real=True)
 

@@ -108,7 +108,7 @@ def _effect(f: Stated) -> bool:
     generating = (1 - f_j + f_j * t) ** n
     mean, falling = (sp.diff(generating, t, order).subs(t, 1) for order in (1, 2))
     expected = (falling + mean - 2 * mean * n * p_j + (n * p_j) ** 2) / (n * p_j)
-    return same(expected - f_j * (1 - f_j) / p_j, f["noncentrality of a cell"]) and same(
+    return same(expected - f_j * (1 - f_j) / p_j, f["share of a cell in nw²"]) and same(
         expected.subs(f_j, p_j), f["Pearson's term at f = p"]
     )
 
@@ -121,7 +121,7 @@ SAMPLING = Derivation(
         "p_j ∝ e^{−D_j/T}: shift-invariant in D; with unique minimum and gap Δ, 1 − p_k ≤ (K − 1)e^{−Δ/T}; with range ρ, "
         "e^{−ρ/T} ≤ Kp_j ≤ e^{ρ/T}; dE[D]/d(1/T) = −Var D. argmin(D/T − Gumbel) ~ p, whatever the relaxation temperature "
         "τ. Softmax Jacobian (diag y − yyᵀ)/τ, rows sum to 0. Pearson's χ² of n draws from f against p has the "
-        "noncentrality nΣ(f − p)²/p."
+        "mean Σf(1 − f)/p + nw², w² = Σ(f − p)²/p: at f = p that is K − 1, and nw² is the noncentrality."
     ),
     latex=(
         r"p_j\propto e^{-D_j/T},\quad 1-p_k\le(K-1)e^{-\Delta/T},\quad e^{-\rho/T}\le Kp_j\le e^{\rho/T},\quad"
@@ -136,16 +136,20 @@ SAMPLING = Derivation(
         "K p_j at most": sp.exp(span / T),
         "dE[D]/d(1/T)": sp.Symbol("E_D") ** 2 - sp.Symbol("E_D2"),
         "ln(y_i/y_j)": (sp.Symbol("l_i") - sp.Symbol("l_j")) / tau,
-        "noncentrality of a cell": n * (f_j - p_j) ** 2 / p_j,
+        "share of a cell in nw²": n * (f_j - p_j) ** 2 / p_j,
         "Pearson's term at f = p": 1 - p_j,
         "softmax Jacobian": sp.Symbol("y_i") * (sp.Symbol("delta_ij") - sp.Symbol("y_j")) / tau,
     },
     bounds=("1 − p_k at most", "K p_j at least", "K p_j at most"),
     tolerances={"p, relative": (2 * span / T + K + 6) * unit},
     steps=(
-        algebra("a shift multiplies every weight by one factor, which cancels (all other codes summed up: every K)", _shift),
+        algebra(
+            "a shift multiplies every weight by one factor, which cancels (all other codes summed up: every K)", _shift
+        ),
         algebra("Gumbel noise is a race of exponentials: the first has probability w/Σw, by integration", _race),
-        certificate("softmax of the noisy logits at any τ > 0 keeps their order, hence the law of the argmax", _relaxed),
+        certificate(
+            "softmax of the noisy logits at any τ > 0 keeps their order, hence the law of the argmax", _relaxed
+        ),
         certificate("1 − p_k ≤ Σ of ratios of weights, each at most e^{−Δ/T}", _concentrates),
         lemma("A mean lies between the least and the largest term"),
         algebra("so K p_j lies between the ratios of extreme weights", _range),

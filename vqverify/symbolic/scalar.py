@@ -44,6 +44,16 @@ def _levels(f: Stated) -> bool:
     return True
 
 
+def _overshoot(f: Stated) -> bool:
+    # for every L: both ends of the range pass their level by (L − 1)ε/2, which is ½ at the largest ε
+    beyond = (f["h"] - f["o"] - f["largest level"], f["least level"] - (-f["h"] - f["o"]))
+    return (
+        same(beyond, ((L - 1) * eps / 2,) * 2)
+        and all(same(one.subs(eps, f["largest ε"]), sp.Rational(1, 2)) for one in beyond)
+        and same(f["largest level"] - f["least level"] + 1, L)
+    )
+
+
 def _threshold(f: Stated) -> bool:
     # just above the stated excess there are levels too many, just below there are not
     for levels in (2, 3, 4, 9, 16):
@@ -139,7 +149,8 @@ FSQ = Derivation(
     },
     bounds=("least level", "largest level", "largest ε", "f32 to"),
     steps=(
-        certificate("the range overshoots the end levels by less than ½, L = 2..59", _levels),
+        algebra("the range overshoots both end levels by (L − 1)ε/2, every L, and there are L of them", _overshoot),
+        certificate("the levels reached, L = 2..59", _levels),
         certificate("the bound on ε is sharp; L = 1002", _threshold),
         algebra("the shift centres the range; L = 2 needs ε > 0", _centred),
         certificate("mixed radix 3·2·4", _index),
@@ -163,19 +174,18 @@ def _nearest(f: Stated) -> bool:
 
 
 def _posterior(f: Stated) -> bool:
-    # softmax(−|z − c|²/T) over all sign codes of two bits, against the product of sigmoids; z_i = T ln x_i
-    x = sp.symbols("x1:3", positive=True)
-    values = {z: T * sp.log(base) for z, base in zip(Z, x, strict=False)}
-    rows = list(product((-1, 1), repeat=2))
-    distances = [sum((z - sign) ** 2 for z, sign in zip(Z, row, strict=False)) for row in rows]
-    weights = [sp.exp((sp.expand(distances[0] - one) / T).subs(values).expand()) for one in distances]
+    # one bit beside any others: their weights w of W in all stay as they are, and the bit has a sigmoid
+    w, W, x = sp.symbols("w W x", positive=True)
+    z = T * sp.log(x)  # makes the exponentials rational
 
-    def sigmoid(z: Any) -> Any:
-        argument = f["argument of σ"].subs(sp.Symbol("z"), z).subs(values)
-        return 1 / (1 + sp.exp(-sp.expand(argument)))
+    def weight(sign: int) -> Any:
+        return w * sp.exp(sp.expand(-((z - sign) ** 2 - z**2 - 1) / T))
 
-    factors = [prod(sigmoid(sign * z) for z, sign in zip(Z, row, strict=False)) for row in rows]
-    return all(zero(weight / sum(weights) - factor) for weight, factor in zip(weights, factors, strict=True))
+    def sigmoid(sign: int) -> Any:
+        return 1 / (1 + sp.exp(-sp.expand(f["argument of σ"].subs(sp.Symbol("z"), sign * z))))
+
+    both = (weight(1) + weight(-1)) / w * W
+    return all(zero(weight(sign) / both - w / W * sigmoid(sign)) for sign in (1, -1))
 
 
 def _bits(f: Stated) -> bool:
@@ -222,7 +232,9 @@ LFQ = Derivation(
     tolerances={"p, absolute": 4 * d * unit},
     steps=(
         algebra("the squared distance with c_i² = 1; flipping a bit costs 4z_i", _nearest),
-        algebra("two bits, free entries: the softmax is the product of sigmoids", _posterior),
+        algebra(
+            "a bit beside any others multiplies their softmax by its sigmoid: by induction the product", _posterior
+        ),
         certificate("the index is a bijection for d = 3", _bits),
         algebra("entropy of two independent bits with free probabilities", _entropy),
     ),

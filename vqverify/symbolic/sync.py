@@ -62,7 +62,10 @@ SYNCHRONIZED = Derivation(
 
 
 def _cell(f: Stated) -> bool:
-    # Σ|z − c|² over a cell, for 3 free latents, is the spread plus n|c − z̄|²
+    # Σ|z − c|² over a cell is the spread plus n|c − z̄|²: by Σz = nz̄ and Σz² = nv, and for 3 free latents
+    square = sp.Symbol("v", real=True)
+    if not same((n * square - 2 * c * n * mean + n * c**2) - (n * square - n * mean**2), f["excess of a cell"]):
+        return False
     latents = sp.symbols("z1:4", real=True)
     average = sum(latents) / 3
     spread = sum((latent - average) ** 2 for latent in latents)

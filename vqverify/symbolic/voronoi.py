@@ -8,8 +8,10 @@ import sympy as sp
 
 from vqverify.symbolic.derivation import Derivation, Stated, algebra, certificate, lemma
 from vqverify.symbolic.exact import same
+from vqverify.symbolic.gram import Span
+from vqverify.symbolic.notation import d
 
-a, w = sp.symbols("a w", real=True)
+a: Any = sp.Symbol("a", real=True)
 positive: Any = sp.Symbol("p", positive=True)
 Z = sp.Matrix(sp.symbols("z1:4", real=True))
 C1 = sp.Matrix(sp.symbols("x1:4", real=True))
@@ -22,16 +24,13 @@ def _square(vector: Any) -> Any:
     return vector.dot(vector)
 
 
-def _turn() -> Any:
-    skew = sp.Matrix([[0, -w, 2 * w], [w, 0, -w], [-2 * w, w, 0]])
-    return ((sp.eye(3) - skew) * (sp.eye(3) + skew).inv()).applyfunc(sp.cancel)
-
-
 def _similar(f: Stated) -> bool:
-    Q, t = _turn(), sp.Matrix(sp.symbols("t1:4", real=True))
-    before = _square(Z - C1)
-    after = _square((a * Q * Z + t) - (a * Q * C1 + t))
-    return same(after, f["scale of D"] * before)
+    # with w = z − c, which t leaves alone: |aQw|² for a free w and an orthogonal Q of any size
+    Q, w = sp.MatrixSymbol("Q", d, d), sp.MatrixSymbol("w", d, 1)
+    move, z, c = (sp.MatrixSymbol(name, d, 1) for name in "tzc")
+    difference = ((a * Q * z + move) - (a * Q * c + move) - a * Q * (z - c)).expand().doit()
+    after = sp.refine(((a * Q * w).T * (a * Q * w)).doit(), sp.Q.orthogonal(Q)).doit()
+    return difference == sp.ZeroMatrix(d, 1) and after == (f["scale of D"] * w.T * w).doit()
 
 
 def _cosine(f: Stated) -> bool:
@@ -43,8 +42,16 @@ def _cosine(f: Stated) -> bool:
 
 
 def _half_space(f: Stated) -> bool:
-    names = dict(zip(sp.symbols("zc cc"), (Z.dot(C2 - C1), _square(C2) - _square(C1)), strict=True))
-    return same(_square(Z - C2) - _square(Z - C1), f["D_k − D_j"].subs(names))
+    # Gram algebra: three free vectors of any dimension
+    z, c_j, c_k = vectors = tuple(sp.MatrixSymbol(name, d, 1) for name in ("z", "c_j", "c_k"))
+    gram = sp.Matrix(3, 3, lambda i, m: sp.Symbol(f"g{min(i, m)}{max(i, m)}", real=True))
+    space = Span(vectors, gram, {}, {}, d)
+
+    def dot(left: Any, right: Any) -> Any:
+        return (space.of(left).T @ space.of(right)).scalar
+
+    names = dict(zip(sp.symbols("zc cc"), (dot(z, c_k - c_j), dot(c_k, c_k) - dot(c_j, c_j)), strict=True))
+    return same(dot(z - c_k, z - c_k) - dot(z - c_j, z - c_j), f["D_k − D_j"].subs(names))
 
 
 def _convex(f: Stated) -> bool:
@@ -98,9 +105,9 @@ SYMMETRIES = Derivation(
     },
     bounds=("certain radius", "safe move"),
     steps=(
-        algebra("distances under a similarity, D = 3, free entries and a Cayley family", _similar),
+        algebra("distances under a similarity, Q orthogonal of any size", _similar),
         algebra("distance of normalised vectors; scaling", _cosine),
-        algebra("$D_k - D_j = |c_k|^2-|c_j|^2-2z\\cdot(c_k-c_j)$", _half_space),
+        algebra("$D_k - D_j = |c_k|^2-|c_j|^2-2z\\cdot(c_k-c_j)$ (Gram algebra, every d)", _half_space),
         algebra("which is affine in z: cells are convex", _convex),
         lemma(
             "Triangle inequality: $|z-c_j| \\ge |c_j-c_k|-|z-c_k|$; it is 0 only at z = c, so codes are fixed points"

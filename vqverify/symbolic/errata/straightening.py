@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import sympy as sp
@@ -63,13 +63,29 @@ def _zero_gap(descends: bool) -> bool:
     return not any(gaps) and any(later < earlier for earlier, later in pairwise(losses)) is descends
 
 
-def _side(covers: str) -> bool:
-    # the commitment loss charges an uncovered latent and never an unused code
-    def distortion(points: Any, codes: Any) -> Any:
-        return sum(min(sp.Rational((point - near) ** 2, 2) for near in codes) for point in points) / len(points)
+def _divergence(one: Any, other: Any) -> Any:
+    """KL(one ‖ other) of finite distributions, with 0 ln 0 = 0 and infinite where other lacks mass."""
+    pairs = [(p, m) for p, m in zip(one, other, strict=True) if p != 0]
+    return sp.oo if any(m == 0 for _, m in pairs) else sum(p * sp.log(p / m) for p, m in pairs)
 
-    charged = {"latents": distortion((0, 1), (0,)) > 0, "codes": distortion((0, 1), (0, 1, 5)) > 0}
-    return [name for name, value in charged.items() if value] == [covers]
+
+def _side(divergence: Any) -> bool:
+    """D(P, C) of eq. 13 against a divergence of P from the uniform distribution on C, for every codebook of three.
+
+    They have to be alike in what they charge: D is 0 where the divergence is finite, and a code that no latent
+    selects, where P has no mass, gets no gradient from either.
+    """
+    places, latents = (0, 1, 5), (0, 1)
+    mass = [sp.Rational(int(place in latents), len(latents)) for place in places]
+    for size in (1, 2, 3):
+        for codes in combinations(places, size):
+            distortion = sum(min((latent - entry) ** 2 for entry in codes) for latent in latents)
+            model = [sp.Rational(int(place in codes), size) for place in places]
+            if (distortion == 0) is (divergence(mass, model) == sp.oo):
+                return False
+    p, m = sp.symbols("p m", positive=True)
+    pull = sp.limit(sp.diff(divergence([p], [m]), m), p, 0, "+")
+    return pull == 0
 
 
 def _moments(claim: Any) -> bool:
@@ -152,11 +168,11 @@ ERRATA = (
     Erratum(
         "001.s3.1",
         "001 §3.1",
-        "analogous to the reverse KL, which charges codes without latents",
-        "an expectation under P: latents must be covered, codes need not be",
+        "analogous to the reverse KL, for codes outside the support of P get no gradient",
+        "to the forward KL, an expectation under P: latents must be covered, codes need not be",
         "T33",
-        "P = {0, 1} against C = {0} and C = {0, 1, 5}",
-        against("codes", "latents"),
+        "D(P, C) and KL for all codebooks out of {0, 1, 5}, P = {0, 1}; the gradient at a code without latents",
+        against(lambda mass, model: _divergence(model, mass), _divergence),
         _side,
     ),
     Erratum(

@@ -55,11 +55,18 @@ def _balls(claim: Any) -> bool:
     return len(range(*number(2))) == 2 and same(paired, stated)
 
 
-def _two_statistics(coincide: bool) -> bool:
-    # latents 0 and 1, C = {0, 10}: every selected code is 0
-    codes = (0, 10)
-    selected = [min(codes, key=lambda entry: abs(entry - latent)) for latent in (0, 1)]
-    return same(_mean(selected), _mean(codes)) is coincide
+def _two_statistics(difference: Any) -> bool:
+    # three codes selected n_1, n_2, n_3 times: the mean of z_q less the mean of C
+    codes, counts = sp.symbols("c1:4", real=True), sp.symbols("n1:4", positive=True)
+    selected = sum(count * entry for count, entry in zip(counts, codes, strict=True)) / sum(counts)
+    # and by selecting, at latents 0 and 1 with C = {0, 10, 20}
+    places = (0, 10, 20)
+    nearest = [min(places, key=lambda entry: abs(entry - latent)) for latent in (0, 1)]
+    used = [nearest.count(place) for place in places]
+    example = {**dict(zip(codes, places, strict=True)), **dict(zip(counts, used, strict=True))}
+    return same(selected - _mean(codes), difference(codes, counts)) and same(
+        _mean(nearest) - _mean(places), difference(codes, counts).subs(example)
+    )
 
 
 def _shift(shift: Any) -> bool:
@@ -130,10 +137,16 @@ ERRATA = (
         "001.eq40",
         "001 eq. 40, A.9",
         "statistics of z_q, elsewhere of C, as if they were one",
-        "two different estimators: say which",
+        "two estimators, whose means differ by Σ(n_j/B − 1/K)c_j: say which",
         "T26",
-        "latents 0, 1 and C = {0, 10}",
-        against(True, False),
+        "three codes with free counts: mean of z_q less mean of C; latents 0, 1 and C = {0, 10, 20}",
+        against(
+            lambda codes, _: 0 * codes[0],
+            lambda codes, counts: sum(
+                (count / sum(counts) - sp.Rational(1, len(codes))) * entry
+                for count, entry in zip(counts, codes, strict=True)
+            ),
+        ),
         _two_statistics,
     ),
     Erratum(
