@@ -15,6 +15,8 @@ CONTROLS = {
     "update_learnt:InnerOptimiser": {"dim": 4, "n_embed": 8},
     "lookup:ProjectedCosine": {"dim": 6, "codebook_size": 8},
     "lookup_cells:OptionalHalf": {"dim": 4, "codebook_size": 8},
+    "entropy:SignEntropy": {"dim": 4},
+    "entropy:OrthogonalLayer": {"dim": 4, "codebook_size": 8},
     "cosine:CosineLayer": {"dim": 4, "codebook_size": 8},
 }
 

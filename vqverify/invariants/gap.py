@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.estimator import SURROGATES, on_codes
+from vqverify.invariants.lookup_cells import in_own_space
+from vqverify.invariants.lookup_cosine import sees_directions
 from vqverify.invariants.measure import SAFE, Array, array, norms, paths, rotation_law_bound, roundoff, traced, trait
 from vqverify.invariants.rotation import received
 from vqverify.quantizer import Quantizer
@@ -110,3 +113,67 @@ def zero_quantisation(subject: Quantizer, case: Case) -> Iterator[Clause]:
         g = np.resize(array(case.g), view.z.shape)
         gap = norms(received(subject, out, view, g)[keep] - g[keep])
         yield within(gap, norms(g[keep]) * bound, "zero", f"gap where z = q, level {view.index}")
+
+
+def _placeable(subject: Quantizer) -> tuple[str | None, ...]:
+    """Applies where codes may be put a step away from the latents: no projection comes between."""
+    return (None,) if in_own_space(subject) or sees_directions(subject) else ()
+
+
+STEPS = tuple(2.0**-k for k in (4, 7, 10))  # h/|q|
+
+
+@invariant(
+    "gap.order",
+    follows=("estimator.jacobian", "honesty.traits[estimator]", "estimator.consistent"),
+    source="theory T10, T11",
+    mode="table",
+    needs=(*NEEDS, "settable", "codebook", "structure=plain"),
+    parts=_placeable,
+    corners=("single", "unit", "generic"),
+    mutants=("rotation_differentiated", "rotation_reflection"),
+    hint="a gap that does not vanish with |q − z| is a Jacobian that is not I at z = q: factors in the graph, a reflection.",
+)
+def order(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """As h = |q − z| → 0 the gap stays below C·h, with C of the theorem: κ (straight-through), κ + |g(q)|/|z| (rotation).
+
+    In the precision of the layer, down to h = 2⁻¹⁰|z|: there its rounding is still far below C·h.
+    """
+    u, family = roundoff(subject), trait(subject, "estimator")
+    out = traced(subject, case)
+    view = next(iter(paths(subject, out)), None)
+    count = min(len(case.z), len(out.codebook[0]) if out.codebook else 0)
+    if view is None or view.z.shape != case.z.shape or count < subject.domain.min_n:
+        return
+    z = view.z[:count] + (norms(view.z[:count]) < 2.0**-6)[:, None]  # a latent near 0 has no direction
+    away = np.resize(array(case.g), z.shape) + np.arange(1, z.shape[1] + 1)
+    away = norms(z)[:, None] * away / norms(away)[:, None]
+    # a code a step away from each latent, and the others out of reach
+    ranks = np.arange(len(view.codebook) - count)[:, None]
+    others = np.broadcast_to(-(4.0 + ranks) * norms(z).max(), (len(ranks), z.shape[1]))
+    for h in STEPS:
+        subject.restore()
+        subject.set_codebook([torch.from_numpy(np.concatenate([z + h * away, others])).to(out.codebook[0])])
+        placed = Case(torch.from_numpy(z).to(case.z), case.g[:count], case.seed)
+        yield from _order_at(subject, placed, h, str(family), u)
+
+
+def _order_at(subject: Quantizer, case: Case, h: float, family: str, u: float) -> Iterator[Clause]:
+    out = traced(subject, case)
+    for view in paths(subject, out):
+        distance = norms(view.q - view.z)
+        relative = rotation_law_bound(view.z, view.q, u) if family == "rotation" else np.full(len(view.z), 8 * u)
+        keep = np.flatnonzero((relative < SAFE) & (view.k >= 0) & (distance < 2 * h * norms(view.z)) & (distance > 0))
+        if not len(keep):
+            continue
+        g_q = _plane(view.z, view.q, array(case.g) + 1)
+        g_q = array(out.z_q.tensor.new_tensor(g_q))
+        got = received(subject, out, view, g_q)[keep]
+        z, q, g_q, relative, distance = view.z[keep], view.q[keep], g_q[keep], relative[keep], distance[keep]
+        gap = norms(g_q + KAPPA * (z - q) - got)
+        if family == "rotation":
+            most = oracles.gap_bound_rotation(KAPPA, norms(g_q), norms(z), distance)
+        else:
+            most = oracles.gap_bound_ste(KAPPA, distance)
+        rounding = 2 * relative * norms(g_q) + 8 * np.finfo(float).eps * (norms(g_q) + KAPPA * (norms(z) + norms(q)))
+        yield within(gap, most + rounding, "order", f"gradient gap at |q − z| = {h:g}|z|")

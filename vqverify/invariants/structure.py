@@ -11,6 +11,7 @@ from torch import Tensor
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
+from vqverify.invariants.loss_entropy import entropies, entropy_bounds
 from vqverify.invariants.measure import array, roundoff, trait
 from vqverify.quantizer import Quantizer
 
@@ -74,18 +75,28 @@ def independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
             yield holds(not moved, "update", f"the codebook of group {moved} moves with the slice of group {group}")
 
 
+def _sign_parts(subject: Quantizer) -> tuple[str, ...]:
+    return ("train", "eval", "entropy") if entropies(subject) else ("train", "eval")
+
+
 @invariant(
     "lfq.sign",
     source="Yu 2024 (LFQ) eq. 3-4; theory T37",
     needs=("structure=sign", "codes"),
-    parts=_modes,
+    parts=_sign_parts,
     mode="table",
-    corners=("zero", "single", "unit"),
-    mutants=("sign_of_zero", "sign_bits_int8", "sign_bit_lost"),
+    corners=("zero", "single", "unit", "generic"),
+    mutants=("sign_of_zero", "sign_bits_int8", "sign_bit_lost", "entropy_summed"),
     hint="torch.where(z > 0, 1, −1), since torch.sign(0) is 0; the index is Σ 2ⁱ[zᵢ > 0] in int64.",
 )
 def sign(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """z_q holds the signs, at 0 too, and the index their bits: a bijection onto [0, 2ᴰ), a power of two each."""
+    """z_q holds the signs, at 0 too, and the index their bits: a bijection onto [0, 2ᴰ), a power of two each.
+
+    Its entropy terms lie in their bounds.
+    """
+    if case.part == "entropy":
+        yield from entropy_bounds(subject, case)
+        return
     train, dim = case.part == "train", subject.domain.dim
     out = subject.forward(torch.cat([case.z, torch.zeros_like(case.z[:1])]), train=train, seed=case.seed)
     assert out.codes is not None

@@ -306,15 +306,20 @@ def _instead(got: Array, unit: Array) -> str:
     return f", the weight found is {fitted:.4g}"
 
 
-def value(subject: Quantizer, found: Measured, law: Law) -> Clause:
-    """The value that weights imply: both terms added, or one undivided term whose gradient goes both ways."""
-    u, side = roundoff(subject), found.sides[0]
+def undivided(subject: Quantizer, found: Measured, law: Law) -> list[float]:
+    """What Σ|z − q|² may be multiplied by: both weights, or the one of a term whose gradient goes both ways."""
     sums = [law.a + law.b] + ([law.a] if law.b and abs(law.a - law.b) < 1e-9 else [])
     if found.indirect:  # codes W x: their term is in the value, and moves W
         claim = subject.claims.get("codebook_weight")
         sums.append(law.a + (1.0 if claim is None else float(claim.value)))
+    return sums
+
+
+def value(subject: Quantizer, found: Measured, law: Law) -> Clause:
+    """The value that weights imply: both terms added, or one undivided term whose gradient goes both ways."""
+    u, side = roundoff(subject), found.sides[0]
     clauses: list[Clause] = []
-    for weight in sums:
+    for weight in undivided(subject, found, law):
         size = abs(weight) * law.factor
         depth = found.n * found.dim + 8
         loose = max(law.loose_a, law.loose_b) * side.squares

@@ -1,0 +1,98 @@
+"""Where gradients may not go: from z_q into the codebook, and from a loss without weight into the latents (theory T14, T16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from vqverify.bounds import Clause, Violation, holds
+from vqverify.case import Case
+from vqverify.invariant import invariant
+from vqverify.invariants.measure import trait
+from vqverify.invariants.weights import WEIGHTS, constructed, gradient_at
+from vqverify.quantizer import Quantizer
+from vqverify.subject.layer import guarded
+
+SHARES = {"gumbel", "softmax", "sampled", "noise", "other"}  # estimators whose task gradient reaches the codes
+MOST_WEIGHTS = ("_weight", "_cost", "_lambda", "_coef", "_coeff", "_gamma")
+
+
+def _leaks(subject: Quantizer) -> tuple[str, ...]:
+    """Latents that train with the layer, and latents of a frozen encoder; not where a share of the gradient is declared."""
+    said = {name: str(subject.claims[name].value) for name in ("learning", "estimator") if name in subject.claims}
+    declared = "decoder" in said.get("learning", "") or said.get("estimator") == "synchronized"
+    numbers = constructed(subject)
+    shared = trait(subject, "estimator") in SHARES or any(numbers[n] > 0 for n in numbers if n.startswith("sync"))
+    grows = any(parameter.requires_grad for parameter in subject.module.parameters())
+    return ("training", "frozen encoder") if grows and not declared and not shared else ()
+
+
+@invariant(
+    "estimator.no_codebook_leak",
+    source="van den Oord 2017 §3.2; theory T16, T23",
+    needs=("codebook", "estimator"),
+    parts=_leaks,
+    corners=("single", "on-code", "unit"),
+    mutants=("codebook_leak", "codebook_leak_when_frozen"),
+    hint="q + (z − sg z) leaves q in the graph: detach it, and not only where z needs a gradient.",
+)
+def no_codebook_leak(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """A loss on z_q alone gives the codebook no gradient, also where the latents need none."""
+    out = subject.forward(
+        case.z, train=True, seed=case.seed, grad=True, via=_frozen if case.part != "training" else None
+    )
+    value = (out.z_q.rows * (1 + case.g)).sum()
+    if not value.requires_grad:
+        yield holds(condition=True, label="leak", message="")
+        return
+    for level, found in enumerate(subject.codebook_gradients(value)):
+        where = "" if case.part == "training" else ", whose latents need no gradient,"
+        size = float(found.abs().max()) if found.numel() else 0.0
+        yield holds(
+            not size, "leak", f"a loss on z_q{where} gives the codes of level {level} a gradient (up to {size:.3g})"
+        )
+
+
+def _frozen(layer: object, x: Tensor) -> object:
+    """The pass on latents of a frozen encoder: parameters still train."""
+    assert callable(layer)
+    return layer(x.detach())
+
+
+def _commitments(subject: Quantizer) -> tuple[str, ...]:
+    numbers = constructed(subject)
+    return tuple(name for name in WEIGHTS if name in numbers)
+
+
+def _all_weights(subject: Quantizer) -> dict[str, float]:
+    """Every weight of the loss that the constructor takes, at 0, but for those of the codebook's own term."""
+    return {name: 0.0 for name in constructed(subject) if name.endswith(MOST_WEIGHTS) and "codebook_weight" not in name}
+
+
+@invariant(
+    "estimator.zero_loss_weight",
+    source="van den Oord 2017 eq. 3; theory T16",
+    mode="table",
+    needs=("loss",),
+    parts=_commitments,
+    corners=("single", "unit", "generic"),
+    mutants=("zero_weight_is_default", "weight_floor"),
+    hint="`weight or default` takes 0 for absent: ask for None; no floor and no second, fixed weight on the same term.",
+)
+def zero_loss_weight(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """With the commitment weight at 0, and every other weight, a loss adds nothing to the latents' gradient."""
+    assert case.part is not None
+    try:
+        twin = subject.build({**_all_weights(subject), case.part: 0.0})
+        out = twin.forward(case.z, train=True, seed=case.seed)
+    except Exception as error:
+        if isinstance(error, Violation) or type(error).__name__ == "TargetError":
+            yield holds(condition=True, label="refused", message="")  # 0 is not accepted, and said so
+            return
+        raise
+    if out.loss is None:
+        return
+    with guarded("backward of the loss"):
+        left = float(gradient_at(out, out.z.tensor).abs().max())
+    yield holds(not left, "loss leaks", f"with {case.part} = 0 the loss gives z a gradient (up to {left:.3g})")

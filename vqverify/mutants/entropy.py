@@ -1,0 +1,147 @@
+"""Regularisers with a mistake: entropies over the wrong axis, of the wrong sign, summed; orthogonality with its diagonal."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqverify.mutant import Mutant
+
+
+class SignEntropy(nn.Module):
+    """(B, N, D), signs with the entropy loss of LFQ over all 2^D codes; (z_q, codes, loss). The control."""
+
+    def __init__(self, dim: int, entropy_weight: float = 0.1, diversity_gamma: float = 1.0) -> None:
+        super().__init__()
+        self.entropy_weight, self.diversity_gamma = entropy_weight, diversity_gamma
+        self.register_buffer("bits", torch.arange(dim), persistent=False)
+        patterns = (torch.arange(2**dim)[:, None] >> self.bits) & 1
+        self.register_buffer("corners", 2.0 * patterns - 1, persistent=False)
+
+    bits: Tensor
+    corners: Tensor
+
+    def entropy(self, p: Tensor) -> Tensor:
+        """−Σ p log p over the codes."""
+        return -(p * p.clamp_min(1e-20).log()).sum(-1)
+
+    def aside(self, p: Tensor) -> Tensor:
+        """E[H] − γH(mean) of probabilities (N, K)."""
+        return self.entropy(p).mean() - self.diversity_gamma * self.entropy(p.mean(0))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From z (B, N, D) to (z_q, codes, loss)."""
+        q = torch.where(z > 0, 1.0, -1.0).to(z)
+        p = (2 * z.reshape(-1, z.shape[-1]) @ self.corners.to(z).t()).softmax(-1)
+        codes = ((q > 0).long() << self.bits).sum(-1)
+        return z + (q - z).detach(), codes, self.entropy_weight * self.aside(p)
+
+
+class WrongAxis(SignEntropy):
+    """The mean use is a mean over the codes: its entropy is each latent's own once more."""
+
+    def aside(self, p: Tensor) -> Tensor:
+        """E[H] − γE[H]."""
+        return self.entropy(p).mean() - self.diversity_gamma * self.entropy(p).mean()
+
+
+class EntropySign(SignEntropy):
+    """γH(mean) − E[H]: latents are made unsure, and the codebook is emptied."""
+
+    def aside(self, p: Tensor) -> Tensor:
+        """The negative."""
+        return -super().aside(p)
+
+
+class EntropySummed(SignEntropy):
+    """The entropies of the latents are added up."""
+
+    def aside(self, p: Tensor) -> Tensor:
+        """Σ H − γH(mean)."""
+        return self.entropy(p).sum() - self.diversity_gamma * self.entropy(p.mean(0))
+
+
+class OrthogonalLayer(nn.Module):
+    """(…, D), Parameter codebook kept orthogonal by a term of the loss; (z_q, codes, loss). The control."""
+
+    def __init__(
+        self, dim: int, codebook_size: int, orthogonal_weight: float = 1.0, active_codes_only: bool = False
+    ) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.randn(codebook_size, dim))
+        self.orthogonal_weight, self.active_codes_only = orthogonal_weight, active_codes_only
+
+    def active(self, codes: Tensor) -> Tensor:
+        """The codes that the term is about."""
+        return self.codes[codes.unique()] if self.active_codes_only else self.codes
+
+    def off(self, cosines: Tensor) -> Tensor:
+        """Cosines that should be 0."""
+        return cosines - torch.eye(len(cosines))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From z (…, D) to (z_q, codes, loss)."""
+        flat = z.reshape(-1, z.shape[-1])
+        codes = (flat[:, None] - self.codes[None]).square().sum(-1).argmin(1)
+        q = F.embedding(codes, self.codes)
+        unit = F.normalize(self.active(codes), dim=-1)
+        term = self.off(unit @ unit.t()).square().mean()
+        loss = F.mse_loss(q, flat.detach()) + 0.25 * F.mse_loss(flat, q.detach()) + self.orthogonal_weight * term
+        return (flat + (q - flat).detach()).reshape(z.shape), codes.reshape(z.shape[:-1]), loss
+
+
+class Diagonal(OrthogonalLayer):
+    """|CCᵀ|² with its diagonal: 1/K for orthogonal codes."""
+
+    def off(self, cosines: Tensor) -> Tensor:
+        """All cosines."""
+        return cosines
+
+
+class CountsInactive(OrthogonalLayer):
+    """The flag for codes in use is read, and forgotten."""
+
+    def active(self, codes: Tensor) -> Tensor:
+        """Every code."""
+        del codes
+        return self.codes
+
+
+HERE = "vqverify.mutants.entropy"
+CLOSED = ("loss.closed_forms",)
+MUTANTS = (
+    Mutant(
+        "entropy_wrong_axis",
+        f"{HERE}:WrongAxis",
+        CLOSED,
+        "mean over the codes for the mean over the batch",
+        {"dim": 4},
+        "vector-quantize-pytorch's codebook_diversity_loss averages over batch entries, and not over their latents",
+    ),
+    Mutant("entropy_sign", f"{HERE}:EntropySign", CLOSED, "both entropies negated", {"dim": 4}, "systematic: sign"),
+    Mutant(
+        "entropy_summed",
+        f"{HERE}:EntropySummed",
+        ("lfq.sign",),
+        "entropies added up over the batch",
+        {"dim": 4},
+        "systematic: sum for mean",
+    ),
+    Mutant(
+        "orthogonal_diagonal",
+        f"{HERE}:Diagonal",
+        CLOSED,
+        "the diagonal is not subtracted",
+        {"dim": 4, "codebook_size": 8},
+        "systematic: term dropped; Shin 2021 eq. 2",
+    ),
+    Mutant(
+        "orthogonal_counts_inactive",
+        f"{HERE}:CountsInactive",
+        CLOSED,
+        "codes out of use are counted",
+        {"dim": 4, "codebook_size": 8, "active_codes_only": True},
+        "vector-quantize-pytorch's orthogonal_reg_active_codes_only, left out",
+    ),
+)
