@@ -63,7 +63,11 @@ class Result:
 
 @dataclass(frozen=True)
 class SubjectReport:
-    """One subject with what it is, its results, its status, its exit code, how to open it again, and the time it took."""
+    """One subject with what it is, its results, its status, its exit code, how to open it again, and the time it took.
+
+    In a matrix, `label` is the name that it has there, and `documented` holds what its documentation says beside
+    what was found.
+    """
 
     name: str
     target: str
@@ -75,6 +79,8 @@ class SubjectReport:
     exit_code: int = 0
     spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seconds: float = 0.0
+    label: str = ""
+    documented: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vqverify._version import __version__
 
 COMMANDS = {
     "check": "check",
+    "matrix": "matrix",
     "list": "catalogue",
     "identify": "identify",
     "replay": "replay",

@@ -54,12 +54,14 @@ def opened(spec: Spec, entries: Sequence[expected.Entry] = (), *, obj: Any = Non
         warnings.simplefilter("ignore")
         subject = open_subject(spec, obj=obj)
         verdicts = {entry: expected.replayed(entry, subject) for entry in entries}
-    return Opened(dict(subject.traits), verdicts, _package(spec, obj), subject)
+    return Opened(dict(subject.traits), verdicts, _package(spec, obj, subject.module), subject)
 
 
-def _package(spec: Spec, obj: Any) -> dict[str, str] | None:
+def _package(spec: Spec, obj: Any, module: nn.Module) -> dict[str, str] | None:
     factory = target.load(spec.target) if obj is None else obj
-    found = target.package_of(type(factory) if isinstance(factory, nn.Module) else factory)
+    found = target.package_of(factory)
+    if found is None and spec.role == "layer":  # a factory in the user's own file may build a layer of a library
+        found = target.package_of(type(module))
     return {"name": found[0], "version": found[1]} if found else None
 
 
@@ -67,18 +69,19 @@ def identified(traits: Mapping[str, Finding]) -> dict[str, Any]:
     """Traits as the report keeps them."""
     return {
         name: {
-            "value": _plain(finding.value), "origin": finding.origin, "evidence": finding.evidence,
+            "value": plain(finding.value), "origin": finding.origin, "evidence": finding.evidence,
             "mistake": finding.mistake,
         }
         for name, finding in traits.items()
     }  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it: lists, texts and numbers; what else there is as its text."""
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 

@@ -195,9 +195,10 @@ def _take_over(run: Run, old: Report) -> None:
     """Keep the rows that an earlier report of the same request has settled."""
     request, subjects = run.request, old.subjects
     same = len(subjects) == 1 and dumps(subjects[0].spec) == dumps(asdict(request.spec))
+    same = same and subjects[0].package == run.opened.package
     if not same or dumps(old.profile) != dumps(request.described()):
         raise RequestError(
-            "the report to resume is of another run: subject, profile, seed and selection must be the same"
+            "the report to resume is of another run: subject, its version, profile, seed and selection must be the same"
         )
     found: dict[str, list[Result]] = {}
     for result in subjects[0].results:

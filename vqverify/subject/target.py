@@ -46,10 +46,13 @@ def load(target: str) -> Any:
     module = _from_file(place) if place.endswith(".py") else _from_package(place)
     found: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        try:
+            found = _quietly(lambda owner=found, part=part: getattr(owner, part))
+        except AttributeError:
             near = suggest(part, (known for known in vars(found) if not known.startswith("_")))
-            raise TargetError(f"{place} has no {part!r}{near}")
-        found = getattr(found, part)
+            raise TargetError(f"{place} has no {part!r}{near}") from None
+        except Exception as error:  # a module may import what it names when it is asked for it
+            raise TargetError(f"{target} cannot be imported: {_one_line(error)}") from error
     if not callable(found):
         raise TargetError(f"{target} is a {type(found).__name__}; a class or a function is needed")
     return found
