@@ -160,6 +160,14 @@ def test_unknown_names_are_refused_with_near_ones():
     assert {named(task).task for task in TASKS} == set(TASKS)
 
 
+def test_a_recipe_of_unknown_parts_is_refused():
+    for given, said in (({"task": "mnist"}, "task must be one of photographs"), ({"metric": "l1"}, "it was 'l1'")):
+        with pytest.raises(UnknownRecipeError, match=said):
+            Recipe(**{"task": "texture", **given})
+    with pytest.raises(ValueError, match="steps must be at least 1; it was 0"):
+        train(Recipe("texture"), steps=0)
+
+
 @pytest.mark.nightly
 def test_other_seeds_raise_no_alarm_and_a_silent_estimator_does():
     from vqverify.training import Curve

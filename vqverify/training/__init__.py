@@ -11,7 +11,7 @@ from vqverify.training.judge import Judgement, Row, judge
 from vqverify.training.layers import Adapted
 from vqverify.training.measure import WATCHED, Watch
 from vqverify.training.recipes import TASKS, Recipe, Task, UnknownRecipeError, named, recipes
-from vqverify.training.run import Curve, Run, train, train_all
+from vqverify.training.run import Curve, Run, train
 
 __all__ = [
     "TASKS",
@@ -30,5 +30,4 @@ __all__ = [
     "named",
     "recipes",
     "train",
-    "train_all",
 ]

@@ -39,8 +39,8 @@ def photographs() -> Data:
 
         images = load_sample_images().images
     except ImportError as error:
-        missing = "Pillow" if "sklearn" in str(error) and "Pillow" in str(error) else error.name or "scikit-learn"
-        raise MissingPackageError(missing, "the task 'photographs'") from None
+        package = "scikit-learn" if (error.name or "").startswith("sklearn") else "Pillow"
+        raise MissingPackageError(package, "the task 'photographs'") from None
     generator = torch.Generator().manual_seed(0)
     train, held_out = [], []
     for image in images:

@@ -99,7 +99,7 @@ CODEBOOKS: Mapping[str, Mapping[str, Any]] = {
 
 
 class UnknownRecipeError(ValueError):
-    """No recipe has this name."""
+    """No recipe, task or method has this name."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,9 @@ class Recipe:
         metric: of :data:`METRICS`.
         changes: more arguments of :class:`vqverify.reference.VectorQuantizer`, or other values for them.
         label: a name of its own, for a recipe with ``changes``.
+
+    Raises:
+        UnknownRecipeError: if a name is unknown.
     """
 
     task: str
@@ -123,6 +126,16 @@ class Recipe:
     metric: str = "euclidean"
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     label: str = ""
+
+    def __post_init__(self) -> None:
+        for kind, value, known in (
+            ("task", self.task, TASKS),
+            ("estimator", self.estimator, ESTIMATORS),
+            ("codebook", self.codebook, CODEBOOKS),
+            ("metric", self.metric, METRICS),
+        ):
+            if value not in known:
+                raise UnknownRecipeError(f"{kind} must be one of {', '.join(known)}; it was {value!r}")
 
     @property
     def name(self) -> str:

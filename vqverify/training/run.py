@@ -7,7 +7,7 @@ with one seed see common random numbers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -263,25 +263,25 @@ def train(
     layer: Builder | None = None,
     size: int | None = None,
 ) -> Curve:
-    """Train from a seed and return the curve.
+    """Train from a seed and return the curve, measured at :data:`INTERVALS` even distances (at every step if fewer).
 
     Args:
         recipe: what is trained.
         seed: of everything random.
-        steps: how many; the task's if None.
+        steps: how many, at least 1; the task's if None.
         layer: builds another layer than the recipe's.
         size: K of that layer.
+
+    Raises:
+        MissingPackageError: if the task's data are in a package that is not installed.
+        ValueError: if ``steps`` is below 1.
     """
-    steps = steps or TASKS[recipe.task].steps
+    steps = TASKS[recipe.task].steps if steps is None else steps
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; it was {steps}")
     run = Run(recipe, seed, every=max(1, steps // INTERVALS), layer=layer, size=size)
     run.advance(steps)
     return run.curve()
-
-
-def train_all(pairs: Iterable[tuple[Recipe, int]], seeds: Iterable[int]) -> list[Curve]:
-    """Train each recipe for its number of steps, from each seed."""
-    seeds = list(seeds)
-    return [train(recipe, seed, steps=steps) for recipe, steps in pairs for seed in seeds]
 
 
 @contextmanager
