@@ -30,6 +30,7 @@ MODULES = (
     "update_learnt",
     "stochastic",
     "residual",
+    "residual_distortion",
     "structure",
     "fsq",
     "metrics",

@@ -176,10 +176,30 @@ def _coarse(tensor: Tensor) -> bool:
     return bool(tensor.any()) and torch.equal(tensor, tensor.bfloat16().to(tensor))
 
 
-def devices(_: Quantizer) -> tuple[str, ...]:
-    """Second devices of this machine."""
+META = "meta"  # torch's device of shapes without values: what is left behind is left behind there, too
+ELSEWHERE = ("same device", "expected device")  # of torch's messages about tensors in two places
+
+
+def devices(subject: Quantizer) -> tuple[str, ...]:
+    """Second devices of this machine; the meta device where a pass needs no value of a tensor."""
     found = ["cuda"] if torch.cuda.is_available() else []
-    return (*found, *(["mps"] if torch.backends.mps.is_available() else []))
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    z = torch.zeros(max(2, subject.domain.min_n), subject.domain.dim, dtype=subject.domain.dtype)
+    return (*found, META) if _on_meta(subject, z, train=False) is not None else tuple(found)
+
+
+def _on_meta(subject: Quantizer, z: Tensor, *, train: bool) -> Clause | None:
+    """A pass of shapes alone; None where it asks for values, which are not there."""
+    try:
+        twin = subject.over(copy.deepcopy(subject.module).to(META))
+        out = twin.forward(z.to(META), train=train, grad=False)
+    except Violation as violation:
+        left = any(said in violation.message for said in ELSEWHERE)
+        return holds(condition=False, label="left behind", message=violation.message) if left else None
+    except (RuntimeError, NotImplementedError):  # a module that cannot be copied or moved, a state that reads values
+        return None
+    place = out.z_q.tensor.device.type
+    return holds(place == META, "device", f"z_q is on {place} for latents on {META}")
 
 
 @invariant(
@@ -189,11 +209,21 @@ def devices(_: Quantizer) -> tuple[str, ...]:
     source=SOURCE,
     parts=devices,
     corners=("generic",),
+    mutants=("powers_left_behind", "table_left_behind"),
     hint="a tensor that is a plain attribute does not move with the module: register it as a buffer.",
 )
 def device_moves(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A layer works on another device, and moving it there and back changes nothing."""
+    """A layer works on another device, and moving it there and back changes nothing.
+
+    On the meta device, which has shapes and no values, a pass only has to find all of the layer's tensors there.
+    """
     device = case.part or "cpu"
+    if device == META:
+        for train in (False, True):
+            clause = _on_meta(subject, case.z, train=train)
+            if clause is not None:
+                yield clause
+        return
     want = subject.forward(case.z, train=False, seed=case.seed)
     twin = subject.over(copy.deepcopy(subject.module).to(device))
     got = twin.forward(case.z.to(device), train=False, seed=case.seed)

@@ -24,7 +24,7 @@ class SignEntropy(nn.Module):
 
     def entropy(self, p: Tensor) -> Tensor:
         """−Σ p log p over the codes."""
-        return -(p * p.clamp_min(1e-20).log()).sum(-1)
+        return torch.special.entr(p).sum(-1)
 
     def aside(self, p: Tensor) -> Tensor:
         """E[H] − γH(mean) of probabilities (N, K)."""
@@ -78,7 +78,7 @@ class OrthogonalLayer(nn.Module):
 
     def off(self, cosines: Tensor) -> Tensor:
         """Cosines that should be 0."""
-        return cosines - torch.eye(len(cosines))
+        return cosines - torch.eye(len(cosines)).to(cosines)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From z (…, D) to (z_q, codes, loss)."""

@@ -135,9 +135,53 @@ class LeftBehind(DictLayer):
         return out | {"indices": self.numbers[out["indices"].to(self.numbers.device)]}
 
 
+class PowersLeftBehind(nn.Module):
+    """(B, N, D), signs; the powers of two of the code are a plain tensor: (z_q, codes)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.powers = 2 ** torch.arange(dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """From z (B, N, D) to (z_q, codes)."""
+        positive = z > 0
+        q = torch.where(positive, 1.0, -1.0)
+        return z + (q - z).detach(), (positive * self.powers).sum(-1)
+
+
+class TableLeftBehind(nn.Module):
+    """(…, D), a frozen random codebook in a plain tensor; (z_q, codes, loss)."""
+
+    def __init__(self, dim: int, codebook_size: int, commitment_weight: float = 0.25) -> None:
+        super().__init__()
+        self.table, self.commitment_weight = torch.randn(codebook_size, dim), commitment_weight
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From z (…, D) to (z_q, codes, loss)."""
+        codes = (z[..., None, :] - self.table).square().sum(-1).argmin(-1)
+        q = self.table[codes]
+        return z + (q - z).detach(), codes, self.commitment_weight * (z - q).square().mean()
+
+
 HERE = "vqverify.mutants.interface_lifecycle"
 SIZES = {"dim": 4, "codebook_size": 8}
 MUTANTS = (
+    Mutant(
+        "powers_left_behind",
+        f"{HERE}:PowersLeftBehind",
+        ("interface.device_moves",),
+        "the basis of the codes is a plain tensor",
+        {"dim": 4},
+        "vector-quantize-pytorch registers the LFQ mask and the FSQ basis as buffers for this; ports leave them out",
+    ),
+    Mutant(
+        "table_left_behind",
+        f"{HERE}:TableLeftBehind",
+        ("interface.device_moves",),
+        "a frozen codebook is a plain tensor",
+        SIZES,
+        "random projection quantizers whose codebook is no buffer",
+    ),
     Mutant(
         "mutable_default",
         f"{HERE}:MutableDefault",
