@@ -97,12 +97,36 @@ def test_prove_exits_1_and_names_what_does_not_hold(monkeypatch, capsys):
     broken = dataclasses.replace(angle.ANGLE, stated={**angle.ANGLE.stated, "J": -householder.ROTATION})
     monkeypatch.setattr(catalogue, "derivations", lambda: (broken,))
     assert run(["prove", "--only", "rotation.angle"]) == 1
-    assert "rotation.angle does not hold" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "rotation.angle does not hold: JJᵀ = λ² I" in text  # in words, without LaTeX
 
 
 def test_prove_refuses_a_pattern_that_matches_nothing(capsys):
     assert run(["prove", "--only", "rotation.angl"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_what_is_unknown_is_answered_in_one_line(capsys):
+    assert run(["prove", "--only", "T38"]) == 2
+    assert run(["explain", "nope"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("rotation.*" in line and "T1 to T37" in line and len(line) < 300 for line in lines)
+
+
+def test_names_are_found_in_either_case(capsys):
+    assert run(["explain", "001.EQ21"]) == 0
+    assert "001.eq21" in capsys.readouterr().out
+    assert {one.theorem for one in catalogue.selected("t1?")} == {f"T{n}" for n in range(10, 20)}
+    assert catalogue.derivation("t2") is angle.ANGLE
+
+
+@pytest.mark.parametrize("option", ["--html", "--latex"])
+def test_a_file_that_cannot_be_written_is_named(option, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "book"
+    assert run(["explain", "T2", option, str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

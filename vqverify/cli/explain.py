@@ -40,12 +40,14 @@ def command(name: str | None, latex_file: Path | None, html_file: Path | None) -
         _write(*_book(catalogue.derivations(), catalogue.errata(), executed=True), latex_file, html_file)
         return
     row = registry().get(name)
-    theorems = _theorems(row) if row else (name,)
-    derivations = [one for one in catalogue.derivations() if one.theorem in theorems or one.id == name]
-    errata = [one for one in catalogue.errata() if one.id == name]
+    theorems = _theorems(row) if row else ()
+    derivations = [
+        one for one in catalogue.derivations() if one.theorem in theorems or name.casefold() in catalogue.names(one)
+    ]
+    errata = [one for one in catalogue.errata() if name.casefold() in catalogue.names(one)]
     if not (row or derivations or errata):
-        ids = dict.fromkeys((*registry(), *(one.id for one in catalogue.selected())))
-        words.refuse(f"nothing is called {name!r}{words.near(name, ids)}")
+        near = words.near(name, dict.fromkeys((*registry(), *catalogue.known())))
+        words.refuse(f"nothing is called {name!r}{near}")
     chapters, entries = _book(derivations, errata, executed=bool(html_file))
     if latex_file or html_file:
         if not (chapters or entries):
@@ -91,13 +93,12 @@ def _write(
     from vqverify.report import write_atomically
     from vqverify.symbolic import book
 
-    try:
-        if html_file:
-            write_atomically(html_file, book.as_html(chapters, entries))
-        if latex_file:
-            write_atomically(latex_file, book.as_latex(chapters, entries))
-    except OSError as error:
-        words.refuse(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
+    for path, rendering in ((html_file, book.as_html), (latex_file, book.as_latex)):
+        if path:
+            try:
+                write_atomically(path, rendering(chapters, entries))
+            except OSError as error:
+                words.refuse(f"{path} cannot be written: {error.strerror}")
 
 
 def _shown(row: Row | None, chapters: Sequence[Chapter], entries: Sequence[Entry]) -> Iterator[RenderableType]:

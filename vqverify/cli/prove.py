@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("prove")
-@click.option("--only", default="*", metavar="GLOB", help="Ids, or a theorem number: 'rotation.*', T9, '001.*'.")
+@click.option("--only", default="*", metavar="GLOB", help="Ids, or theorem numbers: 'rotation.*', T9, 'T3?', '001.*'.")
 @click.option(
     "--json",
     "json_file",
@@ -36,8 +36,8 @@ def command(only: str, json_file: Path | None) -> int:
 
     items = catalogue.selected(only)
     if not items:
-        known = [one.id for one in catalogue.selected()]
-        words.refuse(f"--only {only!r} matches no derivation and no erratum{words.near(only, known)}")
+        near = words.near(only, catalogue.known())
+        words.refuse(f"--only {only!r} matches no derivation and no erratum{near}")
     console = Console(stderr=True)
     bar = track(items, "proving", console=console, transient=True, disable=not console.is_terminal)
     results = [catalogue.prove_one(item) for item in bar]
@@ -91,9 +91,11 @@ def _ledger(pairs: Sequence[tuple[Derivation | Erratum, Result]]) -> RenderableT
 def _verdict(results: Sequence[Result]) -> Iterator[RenderableType]:
     from rich.text import Text
 
+    from vqverify.symbolic.book import plain
+
     for result in results:
         for reason in result.proof.failed:
-            yield Text(f"{result.proof.id} does not hold: {reason}", "bold red")
+            yield Text(f"{result.proof.id} does not hold: {plain(reason)}", "bold red")
     kinds = {kind: sum(result.proof.kinds[kind] for result in results) for kind in ("algebra", "certificate", "lemma")}
     counts = {
         kind: (
@@ -102,9 +104,10 @@ def _verdict(results: Sequence[Result]) -> Iterator[RenderableType]:
         )
         for kind in ("theorem", "erratum")
     }
-    theorems, errata = (f"{holding} of {number}" for holding, number in counts.values())
+    plural = {"theorem": "theorems", "erratum": "errata"}
+    held = " and ".join(f"{holding} of {number} {plural[kind]}" for kind, (holding, number) in counts.items() if number)
     yield Text(
-        f"{theorems} theorems and {errata} errata hold, in {sum(result.proof.seconds for result in results):.1f} s; "
+        f"{held} hold, in {sum(result.proof.seconds for result in results):.1f} s; "
         f"steps: {kinds['algebra']} algebra, {kinds['certificate']} certificates, executed; {kinds['lemma']} lemmas, cited",
         "dim",
     )

@@ -11,15 +11,20 @@ from typing import Any, NoReturn
 import click
 
 KINDS = ("law", "contract", "limit", "hardening")
+FEW = 12  # names that are listed one by one
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?`, or what there is, or nothing to say."""
+    """`; did you mean ...?`, or what there is (many dotted ids by their group), or nothing to say."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {', '.join(close)}?"
+    if len(known) > FEW:
+        known = list(
+            dict.fromkeys(f"{group}.*" if dot else group for group, dot, _ in (k.partition(".") for k in known))
+        )
     return f"; there are {', '.join(known)}" if known else ""
 
 

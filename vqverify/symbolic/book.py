@@ -208,7 +208,16 @@ def as_html(chapters: Sequence[Chapter], entries: Sequence[Entry] = ()) -> str:
     )
 
 
-_ESCAPES = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\^{}", "⟂": r"$\perp$"}
+_ESCAPES = {
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\^{}",
+    "⟂": r"$\perp$",
+    "﹤": "$<$",
+}
 
 
 def _tex(text: str) -> str:

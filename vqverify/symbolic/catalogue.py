@@ -79,8 +79,19 @@ def errata() -> tuple[Erratum, ...]:
     return ERRATA
 
 
+def names(item: Derivation | Erratum) -> tuple[str, ...]:
+    """Under which names an item is found, without regard to case: its id, and a theorem's number."""
+    found = (item.id, item.theorem) if isinstance(item, Derivation) else (item.id,)
+    return tuple(name.casefold() for name in found)
+
+
+def known() -> tuple[str, ...]:
+    """What there is to ask for, to be told to a reader who asked for something else."""
+    return (*(one.id for one in (*derivations(), *errata())), "T1 to T37")
+
+
 def derivation(name: str) -> Derivation:
-    """The derivation with this id or theorem number.
+    """The derivation with this id or theorem number, in either case.
 
     Args:
         name: ``rotation.angle``, or ``T2``.
@@ -92,15 +103,16 @@ def derivation(name: str) -> Derivation:
         KeyError: there is none.
     """
     for one in derivations():
-        if name in (one.id, one.theorem):
+        if name.casefold() in names(one):
             return one
     raise KeyError(name)
 
 
 def selected(pattern: str = "*") -> tuple[Derivation | Erratum, ...]:
-    """Derivations, then errata, whose id or theorem number matches a shell pattern."""
-    matching = tuple(one for one in derivations() if fnmatchcase(one.id, pattern) or one.theorem == pattern)
-    return matching + tuple(one for one in errata() if fnmatchcase(one.id, pattern))
+    """Derivations, then errata, whose id or theorem number matches a shell pattern, in either case."""
+    return tuple(
+        one for one in (*derivations(), *errata()) if any(fnmatchcase(name, pattern.casefold()) for name in names(one))
+    )
 
 
 def prove_one(item: Derivation | Erratum) -> Result:
