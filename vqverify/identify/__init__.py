@@ -24,7 +24,9 @@ from vqverify.identify.optimised import alternating, synchronized
 from vqverify.identify.precision import effective_precision
 from vqverify.identify.probes import Findings, Probe
 from vqverify.identify.relaxed import temperature
+from vqverify.identify.replacement import replacement
 from vqverify.identify.smoothing import smoothing
+from vqverify.identify.starts import initialisation
 from vqverify.identify.structure import sizes, structure
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ PROBES = 97  # latents of a pass, at least; more than D, so that rows are in gen
 
 IDENTIFIERS = (
     offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
-    estimator, estimator_in_eval, temperature, sizes, metric, learning, decay, smoothing, update_order, loss, structure,
-    synchronized, alternating,
+    estimator, estimator_in_eval, temperature, sizes, metric, learning, decay, replacement, smoothing, update_order, loss, structure,
+    synchronized, alternating, initialisation,
 )  # fmt: skip
 
 

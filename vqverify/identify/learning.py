@@ -49,10 +49,7 @@ def learning(probe: Probe) -> Findings:
     if not step.before:
         raise Unknown("no stored codebook to watch")
     ways: list[str] = []
-    moved = max(
-        float((b - a).abs().max()) / max(float(a.abs().max()), 1e-30)
-        for a, b in zip(step.before, step.after, strict=True)
-    )
+    moved = max(_moved(step, level) for level in range(len(step.before)))
     said = [f"one training pass moves the codebook by {moved:.1g} of its size"]
     if moved > 1e-6:
         ways.append("ema")
@@ -66,6 +63,18 @@ def learning(probe: Probe) -> Findings:
     if not ways:
         said.append("nothing sends it a gradient")
     return {"learning": Finding(ways or ["none"], evidence="; ".join(said))}
+
+
+def _moved(step: Step, level: int) -> float:
+    """By how much a pass moves codes, relative to the largest; those that became latents were replaced, not moved."""
+    a, b = step.before[level].double(), step.after[level].double()
+    try:
+        z = latents_at(step.out, level).double()
+        replaced = torch.cdist(b, z, compute_mode="donot_use_mm_for_euclid_dist").amin(1) <= 1e-6 * z.norm(dim=1).mean()
+    except Unknown:
+        replaced = torch.zeros(len(b), dtype=torch.bool)
+    change = (b - a)[~replaced].abs()
+    return float(change.max()) / max(float(a.abs().max()), 1e-30) if change.numel() else 0.0
 
 
 def takes_gradient(probe: Probe) -> bool:

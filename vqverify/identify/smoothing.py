@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqverify.identify.learning import bincounts
@@ -114,6 +115,8 @@ def _replaced(step: Step, unused: Tensor) -> Findings:
     except Unknown:
         return {"replacement": Finding(None, evidence="code space was not located")}
     near = torch.cdist(e, z).amin(1) <= 1e-4 * z.norm(dim=1).mean()
+    if e.shape[1] > 1:  # raw latents among codes on the sphere are a known mistake
+        near |= (F.normalize(e, dim=1) @ F.normalize(z, dim=1).t()).amax(1) >= 1 - 1e-8
     share = float(near.double().mean())
     text = f"{share:.0%} of the codes with counts from 1e-9 to 1 and no latent became latents of the batch"
     return {"replacement": Finding("batch" if share > 0.2 else "none", evidence=text)}

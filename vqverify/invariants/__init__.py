@@ -28,6 +28,8 @@ MODULES = (
     "update",
     "update_state",
     "update_learnt",
+    "update_expiry",
+    "update_start",
     "stochastic",
     "residual",
     "residual_distortion",

@@ -33,6 +33,10 @@ def _flag(yes: Any, no: Any = None) -> Callable[[Any], Any]:
     return lambda value: (yes if value else no) if isinstance(value, bool) else None
 
 
+def _positive(yes: Any) -> Callable[[Any], Any]:
+    return lambda value: yes if positive(value) else None
+
+
 def _word(claim: str) -> Callable[[Any], Any]:
     """A string that names one of a claim's values; other strings claim nothing."""
 
@@ -62,6 +66,16 @@ RULES = (
     Rule(("learning", "codebook_learning"), "learning", _word("learning")),
     Rule(("ema", "use_ema", "ema_update"), "learning", _flag(["ema"])),
     Rule(("learnable_codebook",), "learning", _flag(["gradient"])),
+    Rule(
+        ("replacement", "lifespan", "threshold_ema_dead_code", "dead_below"),
+        "replacement",
+        _positive("batch"),
+        weak=True,
+    ),
+    Rule(("replacement", "lifespan"), "lifespan", count, weak=True),
+    Rule(("threshold_ema_dead_code", "dead_below"), "dead_below", positive, weak=True),
+    Rule(("kmeans_init", "use_kmeans_init"), "initialisation", _flag("kmeans"), weak=True),
+    Rule(("initialisation", "codebook_init"), "initialisation", _word("initialisation"), weak=True),
     Rule(("synchronized", "sync_update_v", "sync_nu"), "synchronized", positive),
     Rule(("decay", "ema_decay", "gamma", "ema_gamma", "codebook_decay"), "decay", positive),
     Rule(("eps", "epsilon"), "smoothing", positive, weak=True),

@@ -12,9 +12,19 @@ CLAIMS = (
     "estimator", "learning", "metric", "decay", "smoothing", "smoothing_kind", "commitment_weight", "codebook_weight",
     "temperature", "beta", "loss_convention", "reduction", "replacement", "update_order", "stochastic", "dim",
     "codebook_size", "num_quantizers", "heads", "fsq_levels", "effective_precision", "synchronized",
+    "lifespan", "dead_below", "initialisation",
 )  # fmt: skip
-NUMBERS = {"decay", "smoothing", "commitment_weight", "codebook_weight", "temperature", "beta", "synchronized"}
-COUNTS = {"dim", "codebook_size", "num_quantizers", "heads"}
+NUMBERS = {
+    "decay",
+    "smoothing",
+    "commitment_weight",
+    "codebook_weight",
+    "temperature",
+    "beta",
+    "synchronized",
+    "dead_below",
+}
+COUNTS = {"dim", "codebook_size", "num_quantizers", "heads", "lifespan"}
 VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "estimator": {
         "straight-through": ("ste", "st", "identity", "straightthrough"),
@@ -32,6 +42,7 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "update_order": {"before": (), "after": ()},
     "stochastic": {"none": (), "train": (), "eval": (), "both": ()},
     "replacement": {"none": (), "batch": ()},
+    "initialisation": {"kmeans": ("k-means",), "data": (), "none": ()},
     "reduction": {"mean": (), "token-mean": (), "sum": (), "batch-mean": ()},
     "loss_convention": {"V_b": (), "A_beta": (), "legacy": (), "commitment": (), "codebook": (), "none": ()},
 }  # fmt: skip
