@@ -37,7 +37,7 @@ def _quadratic(subject: Quantizer) -> tuple[str | None, ...]:
 @invariant(
     "loss.gradient_of_value",
     source="van den Oord 2017 eq. 3; theory T16",
-    needs=(*TERMS, "deterministic"),
+    needs=(*TERMS, "deterministic", "alternating!=True", "affine!=moments"),  # else codes move with the latents
     parts=_quadratic,
     corners=("single", "parallel", "unit", "generic"),
     mutants=("codebook_overwritten_before_backward", "loss_scaled_in_backward"),
