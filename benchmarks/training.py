@@ -27,7 +27,7 @@ class Training:
 
     params = (NAMES,)
     param_names = ("training",)
-    timeout = 300
+    timeout = 900
 
     def setup_cache(self):
         """Train everything once; each number below picks from it."""

@@ -112,7 +112,10 @@ def mutant_table(pattern: str) -> None:
         first = found[0]
         if seen and not isinstance(first, str) and abs(first[1]) < SUBTLE:
             tally.setdefault("subtle, and seen by trainings", []).append(mutant.name)
-        print(f"| {mutant.name} | {mutant.mistake} | {' | '.join(cells)} | {who} |", flush=True)
+        if seen and all(isinstance(one, tuple) and one[0].verdict in {"better", "unchanged"} for one in found):
+            tally.setdefault("of these, as better only (no gate stops them)", []).append(mutant.name)
+        mistake = mutant.mistake.replace("|", "\\|")
+        print(f"| {mutant.name} | {mistake} | {' | '.join(cells)} | {who} |", flush=True)
         print(f"{mutant.name}: {time.process_time() - start:.1f} s", file=sys.stderr)
     print()
     for who, members in tally.items():

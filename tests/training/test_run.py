@@ -154,6 +154,15 @@ def test_a_layer_that_returns_no_latents_is_refused():
         Adapted(nn.Flatten(0), 4)(torch.randn(2, 5, 3))
 
 
+def test_what_a_layer_refuses_is_said():
+    class Refusing(nn.Module):
+        def forward(self, z):
+            raise ValueError(f"no {z.ndim} axes")
+
+    with pytest.raises(ValueError, match="no 3 axes"):
+        Adapted(Refusing(), 4)(torch.randn(2, 5, 3))
+
+
 def test_unknown_names_are_refused_with_near_ones():
     with pytest.raises(UnknownRecipeError, match="did you mean digits"):
         named("digts")

@@ -61,11 +61,17 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def _wants_images(self, z: Tensor) -> bool:
+        """Whether the layer refuses (B, N, D) and takes images; what it refuses both with is raised."""
         training = self.inner.training
         self.inner.eval()  # a pass in training would already learn
+        refusals = (RuntimeError, IndexError, ValueError, AssertionError)
         try:
             self.inner(z[:2])
-        except (RuntimeError, IndexError, ValueError, AssertionError):
+        except refusals as error:
+            try:
+                self.inner(z[:2].transpose(1, 2).unsqueeze(-1))
+            except refusals:
+                raise error from None
             return True
         finally:
             self.inner.train(training)
