@@ -69,7 +69,7 @@ def distortion(subject: Quantizer, case: Case) -> Iterator[Clause]:
     keep = np.isfinite(stack.off)
     for index, level in enumerate(stack.levels):
         left, width = norms(level.z - level.q)[keep], steps[index]
-        # half a step; squared distances that were clamped, a lookup that is nearest up to T28, and the rounding of the residuals before
+        # half a step; clamped squares, a lookup that is nearest up to T28, and the rounding of the residuals before
         slack = 4 * level.off[keep] + 8 * roundoff(subject) * sizes[0] + CLAMP / width
         if width > 64 * slack.max(initial=0.0):
             yield within(left, width / 2 + slack, "level", f"|z − Σ of the codes| after level {index}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,44 +24,48 @@ class SignEntropy(nn.Module):
     bits: Tensor
     corners: Tensor
 
-    def entropy(self, p: Tensor) -> Tensor:
-        """−Σ p log p over the codes."""
-        return torch.special.entr(p).sum(-1)
+    def entropy(self, logs: Tensor) -> Tensor:
+        """−Σ p log p over the codes, from logarithms."""
+        return -(logs.exp() * logs).sum(-1)
 
-    def aside(self, p: Tensor) -> Tensor:
-        """E[H] − γH(mean) of probabilities (N, K)."""
-        return self.entropy(p).mean() - self.diversity_gamma * self.entropy(p.mean(0))
+    def mean(self, logs: Tensor) -> Tensor:
+        """Logarithm of the mean use, (K,)."""
+        return logs.logsumexp(0) - math.log(len(logs))
+
+    def aside(self, logs: Tensor) -> Tensor:
+        """E[H] − γH(mean) of log-probabilities (N, K)."""
+        return self.entropy(logs).mean() - self.diversity_gamma * self.entropy(self.mean(logs))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From z (B, N, D) to (z_q, codes, loss)."""
         q = torch.where(z > 0, 1.0, -1.0).to(z)
-        p = (2 * z.reshape(-1, z.shape[-1]) @ self.corners.to(z).t()).softmax(-1)
+        logs = (2 * z.reshape(-1, z.shape[-1]) @ self.corners.to(z).t()).log_softmax(-1)
         codes = ((q > 0).long() << self.bits).sum(-1)
-        return z + (q - z).detach(), codes, self.entropy_weight * self.aside(p)
+        return z + (q - z).detach(), codes, self.entropy_weight * self.aside(logs)
 
 
 class WrongAxis(SignEntropy):
     """The mean use is a mean over the codes: its entropy is each latent's own once more."""
 
-    def aside(self, p: Tensor) -> Tensor:
+    def aside(self, logs: Tensor) -> Tensor:
         """E[H] − γE[H]."""
-        return self.entropy(p).mean() - self.diversity_gamma * self.entropy(p).mean()
+        return self.entropy(logs).mean() - self.diversity_gamma * self.entropy(logs).mean()
 
 
 class EntropySign(SignEntropy):
     """γH(mean) − E[H]: latents are made unsure, and the codebook is emptied."""
 
-    def aside(self, p: Tensor) -> Tensor:
+    def aside(self, logs: Tensor) -> Tensor:
         """The negative."""
-        return -super().aside(p)
+        return -super().aside(logs)
 
 
 class EntropySummed(SignEntropy):
     """The entropies of the latents are added up."""
 
-    def aside(self, p: Tensor) -> Tensor:
+    def aside(self, logs: Tensor) -> Tensor:
         """Σ H − γH(mean)."""
-        return self.entropy(p).sum() - self.diversity_gamma * self.entropy(p.mean(0))
+        return self.entropy(logs).sum() - self.diversity_gamma * self.entropy(self.mean(logs))
 
 
 class OrthogonalLayer(nn.Module):
