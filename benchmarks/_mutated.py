@@ -68,11 +68,16 @@ def layer(kind: type[nn.Module], given: dict[str, Any], dim: int, size: int) -> 
     return Layer(kind, arguments, size)
 
 
+def layers() -> list[Mutant]:
+    """Return the mutants that are layers, and no bare estimators."""
+    return [mutant for mutant in mutants().values() if mutant.role == "layer"]
+
+
 @cache
 def kinds() -> dict[str, type[nn.Module]]:
     """Every mutant's class by the mutant's name."""
     found = {}
-    for mutant in mutants().values():
+    for mutant in layers():
         module, _, name = mutant.target.partition(":")
         found[mutant.name] = getattr(importlib.import_module(module), name)
     return found

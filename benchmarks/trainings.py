@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _mutated, _watch
-from vqverify.mutant import Mutant, mutants
+from vqverify.mutant import Mutant
 from vqverify.mutants.base import EmaLayer, RotationLayer
 from vqverify.training import TASKS, Curve, Judgement, Recipe, judge, train
 from vqverify.training.judge import LEVEL
@@ -92,7 +92,7 @@ def mutant_table(pattern: str) -> None:
     print("|---|---|" + "---|---|" * len(names) + "---|", flush=True)
     comparison = Comparison()
     tally: dict[str, list[str]] = {}
-    for mutant in mutants().values():
+    for mutant in _mutated.layers():
         if not fnmatch.fnmatch(mutant.name, pattern):
             continue
         start = time.process_time()

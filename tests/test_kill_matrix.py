@@ -32,6 +32,7 @@ def test_mutant_is_rejected_by_a_row_that_names_it(mutant: Mutant):
         mutant.kwargs,
         only=mutant.names,
         profile=mutant.profile,
+        role=mutant.role,
         fail_on=("law", "contract", "limit", "hardening"),
     )
     failed = [result for result in report.subjects[0].results if result.status == "failed"]

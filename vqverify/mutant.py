@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 SUBJECTS = (
     "rotation", "lookup", "estimator", "loss", "update", "interface", "interface_purity", "interface_batching",
     "interface_lifecycle", "interface_precision", "stochastic", "structure", "update_state", "update_learnt",
     "lookup_cells", "cosine", "loss_limits", "estimator_paths", "entropy", "residual_scales", "update_start",
+    "gap",
 )  # fmt: skip
 
 
@@ -26,6 +27,7 @@ class Mutant:
         mistake: what is wrong, one sentence.
         reference: where this was really done, or the systematic mutation that it is.
         profile: the shortest in which the row that names it is checked.
+        role: `layer`, or `estimator` for a bare function.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Mutant:
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reference: str = ""
     profile: str = "quick"
+    role: Literal["layer", "estimator"] = "layer"
 
 
 def mutants() -> dict[str, Mutant]:

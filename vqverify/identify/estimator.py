@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqverify.identify import relaxed, unusual
+from vqverify.identify import relaxed, task, unusual
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, latents_at, relative, unknown_
 from vqverify.identify.unusual import EXPLAINS
 from vqverify.quantizer import Finding
+from vqverify.subject.bare import BareEstimator
 from vqverify.subject.families import Fit, fits
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ def _identify(probe: Probe, *, train: bool) -> Finding:
 def _named(name: str, *, train: bool) -> Callable[[Probe], Findings]:
     @attempt(name)
     def identifier(probe: Probe) -> Findings:
+        module = probe.layer.module
+        if train and isinstance(module, BareEstimator) and module.of_task:
+            return {name: task.identify(probe)}
         found = _identify(probe, train=train)
         return {name: _synchronized(found, probe) if train else found}
 

@@ -90,7 +90,7 @@ def jacobian(subject: Quantizer, case: Case) -> Iterator[Clause]:
 @invariant(
     "estimator.no_bypass",
     source="definition of a bottleneck; theory T34",
-    needs=("levels",),
+    needs=("levels", "estimator!=exact|hessian"),
     state="both",
     mutants=("gradient_bypass",),
     hint="nothing but the codes may carry gradient: look for a latent added back to z_q, with or without a detached twin.",
@@ -193,6 +193,15 @@ def _same(view: View) -> Rows:
     return np.flatnonzero((norms(view.z - view.q) <= 1e-5 * norms(view.q)) & (view.k >= 0))
 
 
+def at_codes(subject: Quantizer) -> Iterator[Clause]:
+    """For an estimator that sees the task: latents on their codes receive the gradient of a task that is no quadratic."""
+    (book,) = subject.codebooks()
+    z = book.to(subject.domain.dtype)
+    got = array(subject.grad(z, lambda x: torch.sin(x).sum()))
+    allowed = 8 * roundoff(subject) * np.sqrt(z.shape[1])
+    yield within(norms(got - np.cos(array(z))), allowed, "identity", "|Jᵀg − g| where z = q")
+
+
 @invariant(
     "estimator.consistent",
     follows=("estimator.jacobian", "estimator.detached"),
@@ -204,6 +213,9 @@ def _same(view: View) -> Rows:
 )
 def consistent(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """At z = q the Jacobian is the identity: an estimator that is exact in the limit has to be."""
+    if trait(subject, "estimator") == "hessian":
+        yield from at_codes(subject)
+        return
     for out, view, keep, bound in on_codes(subject, case):
         g = cotangents(subject, case, view)
         got = received(subject, out, view, g)[keep]

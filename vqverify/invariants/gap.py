@@ -10,10 +10,21 @@ import torch
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.estimator import SURROGATES, on_codes
+from vqverify.invariants.estimator import SURROGATES, at_codes, on_codes
 from vqverify.invariants.lookup_cells import in_own_space
 from vqverify.invariants.lookup_cosine import sees_directions
-from vqverify.invariants.measure import SAFE, Array, array, norms, paths, rotation_law_bound, roundoff, traced, trait
+from vqverify.invariants.measure import (
+    SAFE,
+    Array,
+    array,
+    norms,
+    paths,
+    rotation_law_bound,
+    roundoff,
+    tiny,
+    traced,
+    trait,
+)
 from vqverify.invariants.rotation import received
 from vqverify.quantizer import Quantizer
 from vqverify.symbolic import oracles
@@ -98,17 +109,27 @@ def tight(subject: Quantizer, case: Case) -> Iterator[Clause]:
     yield from _measured(subject, case, tight=True)
 
 
+def _observable(subject: Quantizer) -> tuple[str | None, ...]:
+    """Applies where levels were located, or the estimator takes a task."""
+    of_task = trait(subject, "estimator") in {"hessian", "exact"}
+    return (None,) if of_task or trait(subject, "levels", default=False) else ()
+
+
 @invariant(
     "gap.zero_quantisation",
     follows=("estimator.jacobian", "honesty.traits[estimator]"),
     source="theory T13",
-    needs=(*NEEDS, "codebook"),
+    needs=("estimator=straight-through|rotation|hessian|exact", "codebook"),
+    parts=_observable,
     corners=("on-code", "single"),
     mutants=("straight_through_scaled", "rotation_differentiated"),
     hint="no quantization error, no gap: J must be the identity at z = q.",
 )
 def zero_quantisation(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Where the latent is its code, the gradient gap is 0."""
+    if trait(subject, "estimator") in {"hessian", "exact"}:
+        yield from at_codes(subject)
+        return
     for out, view, keep, bound in on_codes(subject, case):
         g = np.resize(array(case.g), view.z.shape)
         gap = norms(received(subject, out, view, g)[keep] - g[keep])
@@ -117,7 +138,10 @@ def zero_quantisation(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 def _placeable(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where codes may be put a step away from the latents: no projection comes between."""
-    return (None,) if in_own_space(subject) or sees_directions(subject) else ()
+    if trait(subject, "estimator") == "hessian":
+        return (None,)
+    located = trait(subject, "levels", default=False)
+    return (None,) if located and (in_own_space(subject) or sees_directions(subject)) else ()
 
 
 STEPS = tuple(2.0**-k for k in (4, 7, 10))  # h/|q|
@@ -128,18 +152,21 @@ STEPS = tuple(2.0**-k for k in (4, 7, 10))  # h/|q|
     follows=("estimator.jacobian", "honesty.traits[estimator]", "estimator.consistent"),
     source="theory T10, T11",
     mode="table",
-    needs=(*NEEDS, "settable", "codebook", "structure=plain"),
+    needs=("estimator=straight-through|rotation|hessian", "settable", "codebook", "structure=plain"),
     parts=_placeable,
     corners=("single", "unit", "generic"),
-    mutants=("rotation_differentiated", "rotation_reflection"),
+    mutants=("rotation_differentiated", "rotation_reflection", "hessian_step_reversed"),
     hint="a gap that does not vanish with |q − z| is a Jacobian that is not I at z = q: factors in the graph, a reflection.",
 )
 def order(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """As h = |q − z| → 0 the gap stays below C·h, with C of the theorem: κ (straight-through), κ + |g(q)|/|z| (rotation).
+    """As h = |q − z| → 0 the gap stays below C·hᵖ: p = 1 with κ (straight-through), κ + |g(q)|/|z| (rotation); ½M, p = 2 (Hessian).
 
     In the precision of the layer, down to h = 2⁻¹⁰|z|: there its rounding is still far below C·h.
     """
     u, family = roundoff(subject), trait(subject, "estimator")
+    if family == "hessian":
+        yield from _hessian_order(subject, case, u)
+        return
     out = traced(subject, case)
     view = next(iter(paths(subject, out)), None)
     count = min(len(case.z), len(out.codebook[0]) if out.codebook else 0)
@@ -177,3 +204,53 @@ def _order_at(subject: Quantizer, case: Case, h: float, family: str, u: float) -
             most = oracles.gap_bound_ste(KAPPA, distance)
         rounding = 2 * relative * norms(g_q) + 8 * np.finfo(float).eps * (norms(g_q) + KAPPA * (norms(z) + norms(q)))
         yield within(gap, most + rounding, "order", f"gradient gap at |q − z| = {h:g}|z|")
+
+
+def _hessian_order(subject: Quantizer, case: Case, u: float) -> Iterator[Clause]:
+    """On a cubic task, whose Hessian is κ-Lipschitz, the gap is at most ½κh² (T11), and is that along an axis."""
+    (own,) = subject.codebooks()
+    count = min(len(case.z), len(own))
+    z = case.z[:count] / case.z[:count].abs().amax(1, keepdim=True).clamp_min(1.0)
+    axis = torch.nn.functional.one_hot(torch.arange(count) % z.shape[1], z.shape[1]).to(z)
+    for h in STEPS:
+        book = torch.cat([z + h * axis, 8.0 + torch.arange(len(own) - count)[:, None].expand(-1, z.shape[1]).to(z)])
+        subject.restore()
+        subject.set_codebook([book.to(own)])
+        got = array(subject.grad(z, lambda x: KAPPA * x.pow(3).sum() / 6))
+        step = norms(array(book[:count]) - array(z))
+        gap = norms(KAPPA * array(z) ** 2 / 2 - got)
+        rounding = (2 * z.shape[1] + 32) * u * KAPPA * (1 + h) ** 2
+        yield within(
+            gap, oracles.gap_bound_hessian(KAPPA, step) + rounding, "order", f"gradient gap at |q − z| = {h:g}"
+        )
+
+
+@invariant(
+    "gap.exact",
+    follows=("honesty.traits[estimator]",),
+    source="000 §3; theory T11, T15",
+    needs=("estimator=exact|hessian", "codebook"),
+    corners=("single", "unit", "generic"),
+    mutants=("hessian_step_reversed", "double_forward_unscaled"),
+    hint="g(q) + H(q)(z − q), and not q − z; a second forward pass that is divided by N has its gradient at z multiplied by it.",
+)
+def exact(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """The exact gradient has gap 0; so has the Hessian estimate on a quadratic task, whatever the distance of the code."""
+    z, u = array(case.z), roundoff(subject)
+    book = array(subject.codebooks()[0])
+    weights = KAPPA * np.cos(np.arange(z.shape[1]))  # eigenvalues of the task's Hessian, of both signs
+    scales = torch.from_numpy(weights).to(case.z)
+    shift = case.g[:1].to(case.z)
+    got = array(subject.grad(case.z, lambda x: (scales * (x - shift).square()).sum() / 2))
+    want = weights * (z - array(shift))
+    reach = norms(z) + norms(book).max(initial=0.0) + norms(array(shift))
+    yield within(
+        norms(got - want),
+        (2 * z.shape[1] + 16) * u * KAPPA * reach + tiny(subject),
+        "gap",
+        "gradient gap of a quadratic task",
+    )
+    if trait(subject, "estimator") == "exact":
+        got = array(subject.grad(case.z, lambda x: KAPPA * torch.sin(x).sum()))
+        allowed = 8 * u * KAPPA * np.sqrt(z.shape[1])
+        yield within(norms(got - KAPPA * np.cos(z)), allowed, "gap", "gradient gap of Σ sin")

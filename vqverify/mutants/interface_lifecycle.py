@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
 from vqverify.mutants.base import DictLayer, EmaLayer
+from vqverify.mutants.structure import SignLayer
 
 _START = nn.Embedding(8, 4)
 
@@ -135,32 +136,26 @@ class LeftBehind(DictLayer):
         return out | {"indices": self.numbers[out["indices"].to(self.numbers.device)]}
 
 
-class PowersLeftBehind(nn.Module):
-    """(B, N, D), signs; the powers of two of the code are a plain tensor: (z_q, codes)."""
+class PowersLeftBehind(SignLayer):
+    """The powers of two of the code are a plain tensor."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
+        super().__init__(dim)
         self.powers = 2 ** torch.arange(dim)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """From z (B, N, D) to (z_q, codes)."""
-        positive = z > 0
-        q = torch.where(positive, 1.0, -1.0)
-        return z + (q - z).detach(), (positive * self.powers).sum(-1)
+    def index(self, q: Tensor) -> Tensor:
+        """Σ 2ⁱ[qᵢ > 0]."""
+        return ((q > 0) * self.powers).sum(-1)
 
 
-class TableLeftBehind(nn.Module):
-    """(…, D), a frozen random codebook in a plain tensor; (z_q, codes, loss)."""
+class TableLeftBehind(DictLayer):
+    """A frozen random codebook in a plain tensor."""
 
-    def __init__(self, dim: int, codebook_size: int, commitment_weight: float = 0.25) -> None:
-        super().__init__()
-        self.table, self.commitment_weight = torch.randn(codebook_size, dim), commitment_weight
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From z (…, D) to (z_q, codes, loss)."""
-        codes = (z[..., None, :] - self.table).square().sum(-1).argmin(-1)
-        q = self.table[codes]
-        return z + (q - z).detach(), codes, self.commitment_weight * (z - q).square().mean()
+    def __init__(self, dim: int, codebook_size: int, beta: float = 0.25) -> None:
+        super().__init__(dim, codebook_size, beta)
+        table = self.codes_.detach()
+        del self.codes_
+        self.codes_ = table
 
 
 HERE = "vqverify.mutants.interface_lifecycle"

@@ -309,7 +309,7 @@ class SignLayer(nn.Module):
 
     def index(self, q: Tensor) -> Tensor:
         """Σ 2ⁱ[qᵢ > 0]."""
-        return ((q > 0).long() << torch.arange(self.dim)).sum(-1)
+        return ((q > 0).long() << torch.arange(self.dim, device=q.device)).sum(-1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """From z (B, N, D) to (z_q, codes)."""

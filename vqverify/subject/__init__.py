@@ -148,17 +148,27 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
 
 
 def _sound(module: BareEstimator, spec: Spec) -> None:
-    """Refuse a function that is no estimator: called with (z, q), it must return a tensor of their shape."""
+    """Refuse a function that is no estimator: (z, q) must give a tensor of their shape, (f, z, q) a scalar."""
     q = module.codebook[:3]
+    given, task = ("(f, z, q)", [_squares]) if module.of_task else ("(z, q)", [])
     try:
-        value = cast("object", module.estimator(q + 1, q))
+        value = cast("object", module.estimator(*task, (q + 1).requires_grad_(), q))
     except TypeError as error:
-        raise TargetError(f"{spec.target} was called with (z, q) and raised {error}") from error
+        raise TargetError(f"{spec.target} was called with {given} and raised {error}") from error
     except Exception:  # noqa: BLE001  (what an estimator raises on its domain is a finding, not a wrong target)
+        return
+    if module.of_task:
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TargetError(f"{spec.target} must return the loss of the task f, a scalar; it returned {shown}")
         return
     if not isinstance(value, torch.Tensor) or value.shape != q.shape:
         shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise TargetError(f"{spec.target} must return z_q of the shape of z, {tuple(q.shape)}; it returned {shown}")
+
+
+def _squares(rows: torch.Tensor) -> torch.Tensor:
+    return rows.square().sum()
 
 
 def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> None:

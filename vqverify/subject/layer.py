@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vqverify.bounds import Violation
 from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
 from vqverify.subject import capture, made, state
+from vqverify.subject.bare import BareEstimator
 from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
 from vqverify.subject.randomness import forked
 
@@ -218,6 +219,10 @@ class Layer:
 
     def grad(self, z: Tensor, f: Callable[[Tensor], Tensor], *, seed: int = 0) -> Tensor:
         """Gradient that z (N, D) receives from a decoder and loss f: rows (N, D) -> scalar, in train mode."""
+        if isinstance(self.module, BareEstimator) and self.module.of_task:
+            leaf = z.detach().clone().requires_grad_()
+            with guarded("the loss of a task"), forked(seed):
+                return capture.pull(self.module.loss(f, leaf), leaf, torch.ones((), dtype=z.dtype))
         out = self.forward(z, train=True, seed=seed)
         with guarded("backward"):
             return capture.pull(f(out.z_q.rows), out.z.tensor, torch.ones((), dtype=z.dtype))
