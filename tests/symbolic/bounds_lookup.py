@@ -111,15 +111,17 @@ def t29_half(rows):
     return np.abs(rounded - norm(z - c)) / limit
 
 
-@case(4 + 5 * 4, ROUNDING, ("T29", "margin in half precision"))
+@case(1 + 4 + 5 * 4, ROUNDING, ("T29", "margin in half precision"))
 def t29_certain(rows):
     # a margin above the bound: the nearest code is nearest after rounding too
-    z, c = parts(np.sign(rows) * np.clip(np.abs(rows), 1e-2, 6e4), (4,), (5, 4))
+    # from subnormal sizes (the first number sets the scale) to large ones
+    z, c = parts(np.clip(rows[:, 1:] * 2.0 ** (24 * np.tanh(rows[:, :1] - 1)), -6e4, 6e4), (4,), (5, 4))
     D = norm(z[:, None] - c)
     half = norm(z.astype(np.float16).astype(float)[:, None] - c.astype(np.float16).astype(float))
     nearest = D.argmin(-1)[:, None]
     ordered = np.sort(D, axis=-1)
-    limit = bound("T29", "margin in half precision", u_h=2.0**-11, z_norm=norm(z), c_max=norm(c).max(-1))
+    sizes = {"z_norm": norm(z), "c_max": norm(c).max(-1)}
+    limit = bound("T29", "margin in half precision", u_h=2.0**-11, eta=2.0**-25, d=4, **sizes)
     mine = picked(nearest, half)[0]
     np.put_along_axis(half, nearest, np.inf, 1)
     return np.where(ordered[:, 1] - ordered[:, 0] > limit, mine / half.min(-1), 0)

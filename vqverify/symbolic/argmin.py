@@ -145,9 +145,21 @@ def _perturbed(f: Stated) -> bool:
 
 def _index_margin(f: Stated) -> bool:
     low, largest, least = sp.symbols("u_h c_max eta", positive=True)
-    change = f["change of a distance"].subs(dict(zip(sp.symbols("u_h eta"), (low, 0), strict=True)))
-    names = dict(zip(sp.symbols("u_h c_max"), (low, largest), strict=True))
-    return same(2 * change.subs(c_norm, largest), f["margin in half precision"].subs(names)) and least.is_positive
+    change = f["change of a distance"].subs(dict(zip(sp.symbols("u_h eta"), (low, least), strict=True)))
+    names = dict(zip(sp.symbols("u_h c_max eta"), (low, largest, least), strict=True))
+    return same(2 * change.subs(c_norm, largest), f["margin in half precision"].subs(names))
+
+
+def _subnormal(f: Stated) -> bool:
+    # what the least subnormal swallows: z = 0, codes 1/4 and 3/8 of it are both 0; their margin is within 4η√d alone
+    least = sp.Rational(1, 2**24)
+    gap = least / 8
+    names = {"u_h": sp.Rational(1, 2**11), "c_max": least * 3 / 8, "z_norm": 0, "d": 1}
+    stated = f["margin in half precision"].subs(
+        {symbol: names.get(symbol.name, symbol) for symbol in f["margin in half precision"].free_symbols}
+    )
+    without, full = (stated.subs(sp.Symbol("eta"), eta) for eta in (0, least / 2))
+    return bool(without < gap <= full)
 
 
 def _half_example(f: Stated) -> bool:
@@ -166,15 +178,16 @@ HALF = Derivation(
     theorem="T29",
     title="Half precision",
     statement=(
-        "||z̃ − c̃| − |z − c|| ≤ u_h(|z| + |c|) + 2η√d. The index is certain if d₂ − d₁ > 2u_h(|z| + max|c|) plus T28 on "
+        "||z̃ − c̃| − |z − c|| ≤ u_h(|z| + |c|) + 2η√d. The index is certain if d₂ − d₁ > 2u_h(|z| + max|c|) + 4η√d plus T28 on "
         "the rounded data. f16, z = 2049, C = {2051, 2046}: exact 0, half 1; z = 300: |z|² = inf."
     ),
-    latex=r"\left||\tilde z-\tilde c|-|z-c|\right|\le u_h(|z|+|c|)+2\eta\sqrt d,\qquad d_2-d_1>2u_h(|z|+\max|c|)",
-    hypotheses=("rounding to nearest", "η half the least subnormal"),
+    latex=r"\left||\tilde z-\tilde c|-|z-c|\right|\le u_h(|z|+|c|)+2\eta\sqrt d,\qquad d_2-d_1>2u_h(|z|+\max|c|)+4\eta\sqrt d",
+    hypotheses=("rounding to nearest", "no overflow", "η half the least subnormal"),
     source="001 A.1 (claims no imprecision)",
     stated={
         "change of a distance": sp.Symbol("u_h") * (z_norm + c_norm) + 2 * sp.Symbol("eta") * sp.sqrt(d),
-        "margin in half precision": 2 * sp.Symbol("u_h") * (z_norm + sp.Symbol("c_max")),
+        "margin in half precision": 2 * sp.Symbol("u_h") * (z_norm + sp.Symbol("c_max"))
+        + 4 * sp.Symbol("eta") * sp.sqrt(d),
         "f16, z = 2049: exact, half": sp.Tuple(0, 1),
         "largest f16": sp.Integer(65504),
     },
@@ -183,6 +196,9 @@ HALF = Derivation(
         lemma("Triangle inequality, and |fl(x) − x| ≤ u|x| + η per component"),
         algebra("both roundings added", _perturbed),
         algebra("two distances, each off by that much", _index_margin),
+        certificate(
+            "without its second term the margin is not enough: two subnormal codes that both become 0", _subnormal
+        ),
         certificate("the f16 example, rounded exactly; 300² exceeds the largest f16", _half_example),
     ),
     catches="half distances without re-ranking",

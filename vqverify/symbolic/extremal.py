@@ -186,11 +186,16 @@ def _equivariant(dim: int) -> Any:
     return check
 
 
-def _same_gram(_: Stated) -> bool:
-    # Qû·Qv̂ = û·(QᵀQ)v̂: the coefficients of J depend on the Gram matrix alone
-    span = plane()
-    coefficients = span.of(ROTATION).coeff.applyfunc(span.normal)
-    return coefficients.free_symbols == {c}
+def _every_dimension(f: Stated) -> bool:
+    # Qû, Qv̂ and Qs in the formula, against QRQᵀ with QQᵀ = I; c and σ = |Qs| do not change, as (Qx)ᵀ(Qy) = xᵀy
+    def refined(expression: Any) -> Any:
+        return sp.refine(expression.expand().doit(), sp.Q.orthogonal(turning)).doit()
+
+    moved = ROTATION.xreplace({vector: turning * vector for vector in (uhat, vhat, s)})
+    stated = f["R(Qe, Qq)"].xreplace({rotation: ROTATION})
+    products = [((turning * x).T * (turning * y)).doit() for x, y in ((uhat, vhat), (s, s))]
+    kept = [refined(product) for product in products] == [uhat.T * vhat, s.T * s]
+    return kept and refined(moved - stated) == sp.ZeroMatrix(d, d)
 
 
 def _scales(f: Stated) -> bool:
@@ -227,7 +232,7 @@ EQUIVARIANCE = Derivation(
     },
     tolerances={"relative to λ|x|": 2 * B1},
     steps=(
-        algebra("the coefficients of R over û, v̂ are functions of c alone, which Q leaves unchanged", _same_gram),
+        algebra("the formula at Qe and Qq is $QRQ^T$, for an orthogonal Q of any size", _every_dimension),
         algebra("D = 2: a Cayley family and a reflection, free entries", _equivariant(2)),
         algebra("D = 3: the same", _equivariant(3)),
         algebra("scaling changes λ alone", _scales),
