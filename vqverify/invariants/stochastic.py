@@ -203,15 +203,16 @@ def _design(subject: Quantizer, case: Case) -> Design:
 def _relaxation(subject: Quantizer, books: tuple[Tensor, ...], z: Tensor, seed: int) -> tuple[Array, float] | None:
     """Logarithms of the softmax weights that the graph holds, (M, K), with their error; None where there are none.
 
-    Those of an eval pass, without noise; else the mean of many noisy ones, which shifts all logits by one constant.
+    Those of an eval pass, where it has no noise; else the mean of many noisy ones, which shifts all logits by one constant.
     """
     for train in (False, True):
-        rows = z.repeat_interleave(DRAWS if train else max(1, -(-subject.domain.min_n // LATENTS)), 0)
+        noisy = train or trait(subject, "stochastic") in {"eval", "both"}
+        rows = z.repeat_interleave(DRAWS if noisy else max(1, -(-subject.domain.min_n // LATENTS)), 0)
         out = _pass(subject, books, rows, seed, train=train, trace=True)
         for weights in relaxed_weights(out, len(books[0])):
             if len(weights) == len(rows) and (array(weights) > FLOOR**4).all():
                 logs = np.log(array(weights)).reshape(LATENTS, -1, len(books[0]))
-                error = logs.std(1).max() / np.sqrt(logs.shape[1]) if train else 0.0
+                error = logs.std(1).max() / np.sqrt(logs.shape[1]) if noisy else 0.0
                 return logs.mean(1), float(error)
     return None
 

@@ -205,7 +205,8 @@ def initial_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
         N, m, e = array(state.counts), array(state.sums), array(book)
         u = torch.finfo(torch.float32).eps / 2
         want = N[:, None] * e
-        error = norms(m - want)
+        # a codebook that the first batch initialised has made its first step by now: then e is m over the smoothed counts
+        error = np.minimum(norms(m - want), norms(m - divisor(subject, N)[:, None] * e))
         if subject.domain.codebook == "sphere":
             error = norms(m - norms(m)[:, None] * e)
         yield within(error, 16 * u * norms(want) + tiny(subject), "m = N·e", f"|m₀ − N₀e₀| at level {index}")
@@ -227,9 +228,10 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A code without latents does not move; with Laplace smoothing it moves by exactly the factor ρ of T21."""
     for step in steps(subject, case):
         with np.errstate(divide="ignore", invalid="ignore"):
-            factor = _factor(subject, step)
-            if case.history:  # a fresh code is e₀, not smoothed yet
-                factor = factor * divisor(subject, step.N) / step.N
+            divided = divisor(subject, step.N)
+            stepped = norms(step.m - divided[:, None] * step.e) <= norms(step.m - step.N[:, None] * step.e)
+            # a fresh code is m/N, not smoothed yet
+            factor = _factor(subject, step) * np.where(stepped, divided / step.N, 1.0)
         if subject.domain.codebook == "sphere":
             factor = np.ones_like(factor)
         empty = (step.n == 0) & (step.N > 1e-6) & np.isfinite(factor)
