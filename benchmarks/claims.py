@@ -10,6 +10,7 @@ within 2% of 1. Papers: 000 Fifty et al. 2024 (rotation trick), 001 Huh et al. 2
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -164,6 +165,7 @@ def verdict(direction: str, low: float, high: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=[name for name in TASKS if name != "spiral"], default="digits")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="sources, as '001 table*'; intervals stay as wide")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
@@ -181,6 +183,8 @@ def main() -> None:
     done: dict[str, list[Curve]] = {}
     tally: dict[str, int] = {}
     for claim in every:
+        if not fnmatch.fnmatch(claim.source, args.only):
+            continue
         for side in (claim.new, claim.old):
             if side.recipe.name not in done:
                 done[side.recipe.name] = [side.train(seed, args.steps) for seed in range(args.seeds)]
