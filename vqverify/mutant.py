@@ -11,7 +11,7 @@ SUBJECTS = (
     "rotation", "lookup", "estimator", "loss", "update", "interface", "interface_purity", "interface_batching",
     "interface_lifecycle", "interface_precision", "stochastic", "structure", "update_state", "update_learnt",
     "lookup_cells", "cosine", "loss_limits", "estimator_paths", "entropy", "residual_scales", "update_start",
-    "gap",
+    "gap", "update_affine",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vqverify.identify.affine import affine
 from vqverify.identify.capability import (
     deterministic,
     eval_deterministic,
@@ -39,7 +40,7 @@ PROBES = 97  # latents of a pass, at least; more than D, so that rows are in gen
 IDENTIFIERS = (
     offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
     estimator, estimator_in_eval, temperature, sizes, metric, learning, decay, replacement, smoothing, update_order, loss, structure,
-    synchronized, alternating, initialisation,
+    synchronized, alternating, initialisation, affine,
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ MODULES = (
     "update_state",
     "update_learnt",
     "update_expiry",
+    "update_affine",
     "update_start",
     "stochastic",
     "residual",

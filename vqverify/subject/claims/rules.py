@@ -76,6 +76,8 @@ RULES = (
     Rule(("threshold_ema_dead_code", "dead_below"), "dead_below", positive, weak=True),
     Rule(("kmeans_init", "use_kmeans_init"), "initialisation", _flag("kmeans"), weak=True),
     Rule(("initialisation", "codebook_init"), "initialisation", _word("initialisation"), weak=True),
+    Rule(("affine_param",), "affine", _flag("moments"), weak=True),
+    Rule(("affine",), "affine", _word("affine"), weak=True),
     Rule(("synchronized", "sync_update_v", "sync_nu"), "synchronized", positive),
     Rule(("decay", "ema_decay", "gamma", "ema_gamma", "codebook_decay"), "decay", positive),
     Rule(("eps", "epsilon"), "smoothing", positive, weak=True),

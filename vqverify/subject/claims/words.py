@@ -12,7 +12,7 @@ CLAIMS = (
     "estimator", "learning", "metric", "decay", "smoothing", "smoothing_kind", "commitment_weight", "codebook_weight",
     "temperature", "beta", "loss_convention", "reduction", "replacement", "update_order", "stochastic", "dim",
     "codebook_size", "num_quantizers", "heads", "fsq_levels", "effective_precision", "synchronized",
-    "lifespan", "dead_below", "initialisation",
+    "lifespan", "dead_below", "initialisation", "affine",
 )  # fmt: skip
 NUMBERS = {
     "decay",
@@ -42,6 +42,7 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "update_order": {"before": (), "after": ()},
     "stochastic": {"none": (), "train": (), "eval": (), "both": ()},
     "replacement": {"none": (), "batch": ()},
+    "affine": {"none": (), "moments": (), "learnable": ("learnt",)},
     "initialisation": {"kmeans": ("k-means",), "data": (), "none": ()},
     "reduction": {"mean": (), "token-mean": (), "sum": (), "batch-mean": ()},
     "loss_convention": {"V_b": (), "A_beta": (), "legacy": (), "commitment": (), "codebook": (), "none": ()},
