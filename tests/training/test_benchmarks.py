@@ -62,7 +62,7 @@ def test_mutants_have_right_counterparts():
     assert found["silent_straight_through"] is base.RotationLayer
     assert found["loss_after_patch"] is base.DictLayer
     assert found["loss_halved"].__name__ == "_EmaLoss"
-    assert sum(one is None for one in found.values()) < 6
+    assert sum(one is None for one in found.values()) < len(found) / 5
 
 
 def test_a_pair_starts_from_the_same_codes():
