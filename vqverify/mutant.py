@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import Any, Literal
 
 SUBJECTS = (
-    "rotation", "lookup", "estimator", "loss", "update", "interface", "interface_purity", "interface_batching",
-    "interface_lifecycle", "interface_precision", "stochastic", "structure", "update_state", "update_learnt",
-    "lookup_cells", "cosine", "loss_limits", "estimator_paths", "entropy", "residual_scales", "update_start",
+    "rotation", "lookup", "estimator", "loss", "update", "interface",
+    "interface_purity", "interface_batching", "interface_lifecycle", "interface_precision", "stochastic", "residual",
+    "scalar", "structure", "metrics", "update_state", "update_learnt", "lookup_cells",
+    "cosine", "loss_limits", "estimator_paths", "entropy", "residual_scales", "update_start",
     "gap", "update_affine",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vqverify import check_quantizer
-from vqverify.mutants.structure import ScalarLayer
+from vqverify.mutants.scalar import ScalarLayer
 
 SIZES = {"dim": 8, "codebook_size": 16, "num_quantizers": 3}
 LIBRARY = "vector_quantize_pytorch"
@@ -51,10 +51,10 @@ class SigmoidScalar(nn.Module):
 RIGHT = [
     ("vqverify.reference:ResidualVQ", SIZES),
     ("vqverify.reference:ResidualVQ", {**SIZES, "estimator": "rotation", "learning": "gradient"}),
-    ("vqverify.mutants.structure:StackLayer", SIZES),
+    ("vqverify.mutants.residual:StackLayer", SIZES),
     (OneEstimatorAround, {}),
     ("vqverify.reference:FSQ", {"levels": [8, 5, 5, 5]}),
-    ("vqverify.mutants.structure:ScalarLayer", {"levels": [7, 2, 4]}),
+    ("vqverify.mutants.scalar:ScalarLayer", {"levels": [7, 2, 4]}),
     (f"{LIBRARY}:FSQ", {"levels": [8, 6, 5]}),
     (f"{LIBRARY}:FSQ", {"levels": [8, 5, 2], "preserve_symmetry": True, "noise_dropout": 0.5}),
     (f"{LIBRARY}:FSQ", {"levels": [8, 5, 5], "dim": 16}),

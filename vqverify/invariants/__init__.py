@@ -32,6 +32,7 @@ MODULES = (
     "update_affine",
     "update_start",
     "stochastic",
+    "stochastic_law",
     "residual",
     "residual_distortion",
     "structure",

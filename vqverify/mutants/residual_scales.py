@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
-from vqverify.mutants.structure import StackLayer
+from vqverify.mutants.residual import StackLayer
 
 
 class Squashed(StackLayer):
