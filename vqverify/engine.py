@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import hypothesis
 import torch
@@ -25,7 +26,7 @@ from hypothesis.strategies import SearchStrategy
 from vqverify import strategies
 from vqverify.bounds import Clause, Violation
 from vqverify.case import Case, prepare
-from vqverify.invariant import Invariant, Undetermined, applicability, registry
+from vqverify.invariant import Invariant, State, Undetermined, applicability, registry
 from vqverify.quantizer import Quantizer, Spec
 from vqverify.report import Result, Status
 from vqverify.shrink import shrink
@@ -122,12 +123,12 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
         subject.restore()
         parts = tuple(row.parts(subject))
         subject.restore()
-        frame = strategies.frame(subject)
-        cases = _inputs(row, frame, job)
+        stock = _stock(subject)
+        cases = _inputs(row, stock, job)
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for index, part in enumerate(parts):
-        outcome = _check_part(row, subject, job, part, _dealt(row, cases, index, max(len(parts), 10 * frame.large)))
+        outcome = _check_part(row, subject, job, part, _dealt(row, cases, index, max(len(parts), 10 * stock.frame.large)))
         results += outcome.results
         witnesses |= outcome.witnesses
     if not parts:
@@ -221,16 +222,42 @@ def _worst(*margins: float | None) -> float | None:
     return max((margin for margin in margins if margin is not None), default=None)
 
 
-def _inputs(row: Invariant, frame: strategies.Frame, job: Job) -> list[Case]:
-    """The examples of a row, the same for each of its cases; fewer batches for a large layer."""
+@dataclass(frozen=True)
+class _Stock:
+    """What the rows of one subject share: what may be drawn, and the mass batches of each state."""
+
+    frame: strategies.Frame
+    batches: dict[State, tuple[Case, ...]] = field(default_factory=dict[State, tuple[Case, ...]])
+
+    def mass(self, state: State, count: int) -> tuple[Case, ...]:
+        """The first batches; fewer for a large layer."""
+        count //= 3 if self.frame.large else 1
+        have = self.batches.get(state, ())
+        if len(have) < count:
+            have = self.batches[state] = tuple(strategies.mass(self.frame, state, count))
+        return have[:count]
+
+
+_STOCKS: WeakKeyDictionary[Quantizer, _Stock] = WeakKeyDictionary()
+
+
+def _stock(subject: Quantizer) -> _Stock:
+    """The stock of a subject in its fresh state, made on first use."""
+    if subject not in _STOCKS:
+        _STOCKS[subject] = _Stock(strategies.frame(subject))
+    return _STOCKS[subject]
+
+
+def _inputs(row: Invariant, stock: _Stock, job: Job) -> list[Case]:
+    """The examples of a row, the same for each of its cases."""
     if row.mode in {"statistical", "process"}:
-        table = next(strategies.mass(frame, "fresh"))
+        table = stock.mass("fresh", 3)[0]
         return [replace(table, seed=_digest(job.seed, job.spec.name, row.id))]
-    cases = list(strategies.corners(frame, row.corners, row.state))
+    cases = list(strategies.corners(stock.frame, row.corners, row.state))
     if row.mode == "search":
-        cases += list(strategies.mass(frame, row.state))[: MASS[row.kind] // (3 if frame.large else 1)]
+        cases += stock.mass(row.state, MASS[row.kind])
         for block in range(job.profile.blocks):
-            cases += drawn(strategies.searched(frame, row.state), _digest(job.seed, job.spec.name, row.id, block))
+            cases += drawn(strategies.searched(stock.frame, row.state), _digest(job.seed, job.spec.name, row.id, block))
     return cases
 
 

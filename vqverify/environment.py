@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from importlib import metadata
@@ -23,6 +24,7 @@ def describe() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def package_version(name: str) -> str | None:
     """Version of an installed distribution, None if it is not installed."""
     try:

@@ -20,6 +20,7 @@ from vqverify.invariant import State
 from vqverify.quantizer import Quantizer
 
 GRID = np.array([0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8], np.float64)
+_BYTES = GRID[np.arange(256) % len(GRID)]
 SCALES = (0, -7, -4, 3)
 OFFSETS = (0.0, 30000.0, 1000.0, 1.0)
 RELATIONS = 10
@@ -83,11 +84,11 @@ def _grid(raw: bytes | int, size: int) -> np.ndarray:
     """Grid numbers from bytes (missing bytes are zeros) or, for a seed, from a stream of mostly small numbers."""
     if isinstance(raw, int):
         rng = np.random.Generator(np.random.Philox(raw))
-        return GRID[(rng.integers(0, 256, size) % 17)]
+        return _BYTES[rng.integers(0, 256, size, np.uint8)]
     data = np.zeros(size, np.uint8)
     got = np.frombuffer(raw, np.uint8)[:size]
     data[: len(got)] = got
-    return GRID[data % 17]
+    return _BYTES[data]
 
 
 @dataclass(frozen=True)
@@ -104,24 +105,41 @@ class Draw:
     seed: int
 
 
+_HEADER = 14
+_RELATIONS, _BULK = 16, 160  # bytes at most
+_STEPS = (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)  # of a history beyond the least: each costs a pass
+
+
 def draws(frame_: Frame, state: State) -> st.SearchStrategy[Draw]:
     """Structures of examples for a subject.
+
+    A structure is read from a few bytes: Hypothesis sprinkles its integers with constants that it finds in the
+    source of whatever local modules are loaded, so that a stream of those would not be the same everywhere.
 
     Args:
         frame_: what the subject lets one draw.
         state: whether a history of training batches comes first.
     """
+    return st.binary(min_size=_HEADER, max_size=_HEADER).map(lambda raw: _structure(raw, frame_, state))
+
+
+def _structure(raw: bytes, frame_: Frame, state: State) -> Draw:
+    """Read the structure of an example from bytes; zeros give the simplest one."""
+    n, scale, offset, kind, bulk, relations, own, history = raw[:8]
+    stream = int.from_bytes(raw[8:12])
     low, high = {"fresh": (0, 0), "warmed": (1, 4), "both": (0, 3)}[state]
-    return st.builds(
-        Draw,
-        st.integers(frame_.min_n, max(16, frame_.min_n + 4)),
-        st.sampled_from(SCALES),
-        st.sampled_from(OFFSETS),
-        st.one_of(st.binary(max_size=160), st.integers(0, 2**32 - 1)),
-        st.binary(max_size=16),
-        st.booleans() if frame_.settable else st.just(value=True),
-        st.integers(low, high),
-        st.integers(0, 2**16),
+    most = max(16, frame_.min_n + 4)
+    numbers = np.random.Generator(np.random.Philox(stream)).bytes(_RELATIONS + _BULK)
+    return Draw(
+        n=frame_.min_n + n % (most - frame_.min_n + 1),
+        scale=SCALES[scale % len(SCALES)],
+        offset=OFFSETS[offset % len(OFFSETS)],
+        # mostly short: numbers beyond the bytes are zeros
+        bulk=stream if kind % 2 else numbers[_RELATIONS:][: round(_BULK * (bulk / 255) ** 4)],
+        relations=numbers[: relations % (_RELATIONS + 1)],
+        own_codebook=not frame_.settable or own % 2 == 1,
+        history=min(low + _STEPS[history % len(_STEPS)], high),
+        seed=int.from_bytes(raw[12:14]),
     )
 
 
@@ -209,10 +227,10 @@ def searched(frame_: Frame, state: State) -> st.SearchStrategy[Case]:
     return draws(frame_, state).map(lambda draw: realise(draw, frame_, SEARCH))
 
 
-def mass(frame_: Frame, state: State) -> Iterator[Case]:
+def mass(frame_: Frame, state: State, count: int = 10) -> Iterator[Case]:
     """Vectorised batches of many structures: the fast phase, the same for every run."""
     n = frame_.max_n
-    for index in range(10):
+    for index in range(count):
         rng = np.random.Generator(np.random.Philox(1000 + index))
         draw = Draw(
             n,

@@ -50,7 +50,7 @@ def test_merge_contains_quick():
     job = engine.Job(Spec("x:X"), (), engine.PROFILES["quick"])
     subject = layer()
     row = engine.registry()["lookup.nearest"]
-    quick = engine._inputs(row, strategies.frame(subject), job)
-    merge = engine._inputs(row, strategies.frame(subject), engine.Job(Spec("x:X"), (), engine.PROFILES["merge"]))
+    quick = engine._inputs(row, engine._stock(subject), job)
+    merge = engine._inputs(row, engine._stock(subject), engine.Job(Spec("x:X"), (), engine.PROFILES["merge"]))
     assert len(merge) == len(quick) + 7 * engine.BLOCK
     assert all(same(a, b) for a, b in zip(quick, merge, strict=False))

@@ -13,6 +13,8 @@ _BLOCK = 1 << 17
 """Float64 numbers of one block of scores or differences: 1 MiB."""
 _FEW = 32
 """Up to so many rows a second table costs more than it saves."""
+_PAIRS = 3
+"""With more candidates a row than this, codes are probably equal, and looking for that pays."""
 
 
 def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
@@ -66,7 +68,10 @@ def _decide(z: Tensor, codebook: Tensor, table: Table) -> Tensor:
     out = torch.empty(len(z), dtype=torch.int64, device=z.device)
     step = max(1, _BLOCK // len(codebook))
     for part, index in zip(z.split(step), out.split(step), strict=True):
-        row, code = _closest(part, codebook, *_candidates(part, table))
+        row, code = _candidates(part, table)
+        if len(row) > _PAIRS * len(part):
+            row, code = _distinct(codebook, row, code)
+        row, code = _closest(part, codebook, row, code)
         index[row] = code
         tied = (torch.bincount(row, minlength=len(part)) > 1)[row]
         if bool(tied.any()):
@@ -83,6 +88,24 @@ def _candidates(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
     # NaN, from overflow or a broken code, compares as "may be nearest"
     row, code = (~(scores > (scores.amin(1) + error).unsqueeze(1))).nonzero().unbind(1)
     return row, code
+
+
+def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the pairs whose code repeats a candidate of lower index: it is as near, and loses the tie."""
+    used = code.unique()  # sorted
+    multipliers = torch.randint(2**62, (codebook.shape[1],), generator=torch.Generator().manual_seed(0))
+    multipliers = (2 * multipliers + 1).to(codebook.device)
+    blocks = used.split(max(1, _BLOCK // codebook.shape[1]))
+    # + 0: -0 becomes 0; integer arithmetic wraps around
+    keys = [((codebook[block].double() + 0.0).view(torch.int64) * multipliers).sum(1) for block in blocks]
+    _, group = torch.cat(keys).unique(return_inverse=True)
+    first = torch.full_like(used, len(codebook)).scatter_reduce_(0, group, used, "amin")[group]
+    # equal keys only suggest it
+    same = [(codebook[a] == codebook[b]).all(1) for a, b in zip(blocks, first.split(len(blocks[0])), strict=True)]
+    repeats = torch.zeros(len(codebook), dtype=torch.bool, device=codebook.device)
+    repeats[used] = (first != used) & torch.cat(same)
+    keep = ~repeats[code]
+    return row[keep], code[keep]
 
 
 def _closest(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,11 +164,8 @@ def _to_grid(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 def _nearest_rational(z: Tensor, codebook: Tensor, candidates: Tensor) -> int:
     """Compare squared distances as whole numbers of any length; codes that are not finite are farthest of all."""
     point = [_whole(x) for x in z.double().tolist()]
-    distinct: dict[bytes, int] = {}  # equal codes are compared once, under the lowest index
-    for k, code in zip(candidates.tolist(), codebook[candidates].double().cpu().numpy(), strict=True):
-        distinct.setdefault(code.tobytes(), k)
     best, nearest = None, int(candidates[0])
-    for k in distinct.values():
+    for k in candidates.tolist():
         code = codebook[k].double().tolist()
         if all(map(math.isfinite, code)):
             distance = sum((a - _whole(b)) ** 2 for a, b in zip(point, code, strict=True))
