@@ -128,7 +128,9 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for index, part in enumerate(parts):
-        outcome = _check_part(row, subject, job, part, _dealt(row, cases, index, max(len(parts), 10 * stock.frame.large)))
+        outcome = _check_part(
+            row, subject, job, part, _dealt(row, cases, index, max(len(parts), 10 * stock.frame.large))
+        )
         results += outcome.results
         witnesses |= outcome.witnesses
     if not parts:
