@@ -25,7 +25,8 @@ TABLE: list[Row] = [
     (VQ, {**SMALL, "rotation_trick": False}, "BND ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "use_cosine_sim": True}, "BND ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "codebook_dim": 4}, "BND ND", "BN", 1, 1, 1, 1),
-    (VQ, HEADS, "BND ND", "BNL", 1, 2, 0, 2),
+    (VQ, HEADS, "BND ND", "BNL", 1, 2, 2, 2),
+    (VQ, {**SMALL, "codebook_size": 1}, "BND", "BN", 1, 1, 1, 2),
     (VQ, {**HEADS, "separate_codebook_per_head": True}, "BND ND", "BNL", 1, 2, 2, 2),
     (VQ, {**SMALL, "channel_last": False}, "BDN ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "accept_image_fmap": True}, "BDHW", "BHW", 1, 1, 1, 2),
@@ -38,11 +39,13 @@ TABLE: list[Row] = [
     (VQ, {**SMALL, "orthogonal_reg_weight": 1.0}, "BND ND", "BN", 1, 1, 1, 2),
     (VQ, {**SMALL, "threshold_ema_dead_code": 2}, "BND ND", "BN", 1, 1, 1, 2),
     ("ResidualVQ", STACK, "BND ND", "BNL", 1, 3, 3, 1),
-    ("ResidualVQ", {**STACK, "shared_codebook": True}, "BND ND", "BNL", 1, 3, 0, 1),
+    ("ResidualVQ", {**STACK, "shared_codebook": True}, "BND ND", "BNL", 1, 3, 3, 1),
+    ("ResidualVQ", {**STACK, "quantize_dropout": True}, "BND ND", "BNL", 1, 3, 3, 1),
     ("ResidualVQ", {**STACK, "codebook_dim": 4}, "BND ND", "BNL", 1, 3, 3, 1),
     ("ResidualVQ", {**STACK, "kmeans_init": True}, "BND ND", "BNL", 1, 3, 3, 1),
     ("GroupedResidualVQ", {**STACK, "groups": 2}, "BND ND", "LBNL", 1, 6, 6, 1),
     ("FSQ", {"levels": [8, 5, 5, 5]}, "BND BDHW BDTHW", "BN", 0, 0, 0, 1),
+    ("FSQ", {"levels": [8, 5, 5], "num_codebooks": 2}, "BND BDHW BDTHW", "BNL", 0, 0, 0, 1),
     ("FSQ", {"levels": [8, 5, 5], "dim": 8}, "BND BDHW BDTHW", "BN", 0, 0, 0, 1),
     ("ResidualFSQ", {"dim": 8, "levels": [8, 5, 5, 3], "num_quantizers": 2}, "BND", "BNL", 0, 0, 0, 1),
     ("LFQ", SMALL, "BND BDHW BDTHW", "BN", 1, 0, 0, 1),
@@ -67,7 +70,8 @@ def test_vector_quantize_pytorch(row: Row) -> None:
     call = plan.calls[0]
     assert " ".join(call.layout for call in plan.calls) == layouts
     assert [output.form for output in call.codes] == [codes]
-    assert (plan.dim, call.z_q.path) == (kwargs.get("dim", 4), (0,))
+    own = len(kwargs.get("levels", ())) * kwargs.get("num_codebooks", 1)
+    assert (plan.dim, call.z_q.path) == (kwargs.get("dim", own), (0,))
     assert [len(some) for some in (call.losses, plan.slots, plan.accumulators, plan.decoders)] == counts
     assert plan.sphere is bool(kwargs.get("use_cosine_sim", False))
     assert plan.warm == int(bool(kwargs.get("kmeans_init", kwargs.get("affine_param", False))))

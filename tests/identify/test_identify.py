@@ -132,7 +132,7 @@ SMALLEST = [
     ),
     ({"dim": 1, "codebook_size": 4}, {"estimator": "rotation", "mistake": None, "decay": 0.99}),
     ({"dim": 2, "codebook_size": 2, "smoothing": 1e-3}, {"estimator": "rotation", "smoothing": 1e-3}),
-    ({"dim": 4, "codebook_size": 1}, {"estimator": "rotation", "learning": None}),
+    ({"dim": 4, "codebook_size": 1}, {"estimator": "rotation", "learning": ["ema"], "decay": 0.99}),
 ]
 
 

@@ -86,7 +86,7 @@ def _views(bench: Bench, look: Look, least: int, *, idle: bool = False) -> Itera
         for index in product(*(range(size) for size in tensor.shape[:-2])):
             for transposed in (False, True):
                 rows = tensor.shape[-1 if transposed else -2]
-                if rows >= max(least, 2) and len(list(index)) <= 3:
+                if rows >= least and len(list(index)) <= 3:
                     yield _View(Slot(name, index, transposed), rows)
 
 
@@ -121,19 +121,23 @@ def _agreement(bench: Bench, look: Look, candidate: _View) -> tuple[list[float],
     assert look.codes is not None
     codes = look.codes
     alone, together = [0.0] * codes.shape[1], 0.0
+    idle = 0  # rounds in which no code was changed, and no latent
     for step in range(ROUNDS):
         chosen = torch.rand(candidate.rows, generator=torch.Generator().manual_seed(100 + step)) < 1 / 3
+        chosen[0] |= candidate.rows == 1 or (step == 0 and not codes.any())  # the only code in use
         result = _changed(bench, look, candidate.slot, chosen.to(look.z), step)
         if result is None:
             return [0.0] * codes.shape[1], 0.0
         inside = codes < candidate.rows
         hit = chosen[codes.clamp(0, candidate.rows - 1)] & inside & (codes >= 0)
+        idle += not (hit.any() or result[0].any())
         for level in range(codes.shape[1]):
-            alone[level] += _jaccard(result[0], hit[:, level]) / ROUNDS
-        together += _jaccard(result[0], hit.any(1)) / ROUNDS
-        if max(*alone, together) * ROUNDS / (step + 1) < MATCH / 2:
+            alone[level] += _jaccard(result[0], hit[:, level])
+        together += _jaccard(result[0], hit.any(1))
+        if max(*alone, together) < MATCH / 2 * (step + 1 - idle):
             break
-    return alone, together
+    rounds = max(1, ROUNDS - idle)
+    return [score / rounds for score in alone], together / rounds
 
 
 def _jaccard(a: Tensor, b: Tensor) -> float:

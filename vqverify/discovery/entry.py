@@ -67,7 +67,17 @@ def find_calls(
                 reason = f"{name} takes {layout} with {sizes} but not any number of latents ({trial.error})"
                 raise undiscovered(reason, dim)
     trial.method = "__call__"
+    for dim in _other_sizes(dims):
+        if read(trial, grid("BND", dim, avoid), dtype) or read(trial, grid("BDN", dim, avoid), dtype):
+            found = _settle(trial, [dim], avoid, dtype)
+            return found, describe(found)
     return [], {"call": f"every call raised, the last one {raised}"}
+
+
+def _other_sizes(dims: list[int]) -> list[int]:
+    """Where no size that the layer names is D: products of two of them, then small numbers."""
+    products = [a * b for index, a in enumerate(dims) for b in dims[index + 1 :] if a * b <= 1024]
+    return [dim for dim in dict.fromkeys([*products, *range(1, 65)]) if dim not in dims]
 
 
 def _required(module: nn.Module) -> list[str]:

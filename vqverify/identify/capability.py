@@ -60,7 +60,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _repeats(probe: Probe, *, train: bool) -> tuple[bool, str]:
     first = probe.train if train else probe.evaluation
-    others = [probe.run(probe.z, train=train, seed=seed) for seed in (1, 2)]
+    others = [probe.run(probe.z, train=train, seed=seed) for seed in (probe.seed + 1, probe.seed + 2)]
     values = all(_same(first.z_q.rows.detach(), other.z_q.rows.detach()) for other in others)
     codes = all(
         first.codes is None or torch.equal(first.codes, other.codes) for other in others if other.codes is not None
@@ -105,7 +105,7 @@ def _hard(probe: Probe, *, train: bool) -> Finding:
     """Piecewise constant: a small step of z moves z_q far less than z_q's own spread makes a smooth map move."""
     first = probe.train if train else probe.evaluation
     shift = 1e-2 * probe.latents(probe.n, seed=3)
-    other = probe.run(probe.z + shift, train=train)
+    other = probe.run(probe.z + shift, train=train, seed=probe.seed if train else 0)
     a, b = first.z_q.rows.detach().double(), other.z_q.rows.detach().double()
     kept = torch.ones(len(a), dtype=torch.bool)
     if first.codes is not None and other.codes is not None:
@@ -128,7 +128,7 @@ def _alone(probe: Probe, first: Tensor, shift: Tensor, *, train: bool) -> None:
     half = len(shift) // 2
     shift = shift.clone()
     shift[:half] = 0
-    other = probe.run(probe.z + shift, train=train).z_q.rows.detach().double()
+    other = probe.run(probe.z + shift, train=train, seed=probe.seed if train else 0).z_q.rows.detach().double()
     moved = (other - first)[:half].norm(dim=1) > 1e-5 * first.norm(dim=1).mean()
     if float(moved.double().mean()) > 0.5:
         raise Unknown("z_q of a latent depends on the other latents of its batch")
@@ -169,10 +169,11 @@ def settable(probe: Probe) -> Findings:
     layer = probe.layer
     if not layer.codebooks():
         return {"settable": Finding(value=False, evidence="no stored codebook")}
+    seed = probe.seed
     layer.restore()
     wanted = redrawn(probe, 0)
     layer.set_codebook(wanted)
-    out = layer.forward(probe.z, train=True, trace=True)
+    out = layer.forward(probe.z, train=True, seed=seed, trace=True)
     if out.codes is None:
         raise Unknown("no codes to compare with")
     before = probe.train

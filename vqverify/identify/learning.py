@@ -91,8 +91,10 @@ def decay(probe: Probe) -> Findings:
     if all(torch.equal(a, b) for a, b in [*counts, *zip(step.before, step.after, strict=True)]):
         return {"decay": dormant("no training pass moves codebook or counts")}
     found: list[float] = []
+    turns = False
     for level, (old, new) in enumerate(zip(step.counted, step.recounted, strict=True)):
-        found.append(_gamma(old.counts.double(), new.counts.double(), bincounts(step, layer, level)))
+        gamma, turns = _gamma(old.counts.double(), new.counts.double(), bincounts(step, layer, level))
+        found.append(gamma)
     text = "γ = (N' − n)/(N − n) of one step"
     if not found:
         found, text = (
@@ -105,25 +107,48 @@ def decay(probe: Probe) -> Findings:
         raise Unknown(f"one step fits no single decay: {', '.join(f'{gamma:.4g}' for gamma in found)}")
     if not -1e-3 <= found[0] <= 1 + 1e-3:
         raise Unknown(f"one step gives γ = {found[0]:.4g}, which is no decay")
-    return {"decay": Finding(round(found[0], 6), evidence=f"{text}: {', '.join(f'{gamma:.6g}' for gamma in found)}")}
+    shown = {"decay": Finding(round(found[0], 6), evidence=f"{text}: {', '.join(f'{gamma:.6g}' for gamma in found)}")}
+    return shown | _sharing(layer, in_turn=turns) if step.counted else shown
 
 
-def _gamma(before: Tensor, after: Tensor, received: list[Tensor]) -> float:
-    """γ of one update with all the counts, or of one update for each level that shares them."""
+def _sharing(layer: Layer, *, in_turn: bool) -> Findings:
+    """Which levels share a codebook, and so its counts."""
+    owners = [sharing(layer, level)[0] for level in range(len(layer.plan.slots))]
+    if len(set(owners)) == len(owners):
+        return {}
+    text = (
+        "one update of the counts for each level that shares them, in turn" if in_turn else "one update for all levels"
+    )
+    return {
+        "sharing": Finding(owners, evidence="for each level, the first one that searches the same stored codebook"),
+        "sharing_order": Finding("in turn" if in_turn else "together", evidence=text),
+    }
+
+
+def _gamma(before: Tensor, after: Tensor, received: list[Tensor]) -> tuple[float, bool]:
+    """γ of one update with all the counts, or (True) of one update for each level that shares them."""
     n = torch.stack(received).sum(0)
     heavy = (before - n).abs() > 0.25 * float((before - n).abs().max())
     one = float(((after - n) / (before - n))[heavy].median())
-    options = {one: one * before + (1 - one) * n}
-    for gamma in torch.linspace(0, 1, 1001, dtype=torch.float64).tolist() if len(received) > 1 else []:
+
+    def off(gamma: float, parts: list[Tensor]) -> float:
         counts = before
-        for part in received:
+        for part in parts:
             counts = gamma * counts + (1 - gamma) * part
-        options[gamma] = counts
-    off = {gamma: relative((counts - after)[heavy], (after - before)[heavy]) for gamma, counts in options.items()}
-    best = min(off, key=lambda gamma: off[gamma])
-    if off[best] > 0.2:
-        raise Unknown(f"counts follow no moving average (γ = {best:.4g} leaves {off[best]:.0%} of their move)")
-    return best
+        return relative((counts - after)[heavy], (after - before)[heavy])
+
+    best, turns = one, False
+    if len(received) > 1:
+        by_turn, width = 0.5, 0.5
+        for _ in range(4):  # a grid, and finer ones around the best
+            grid = torch.linspace(max(0.0, by_turn - width), min(1.0, by_turn + width), 101, dtype=torch.float64)
+            by_turn, width = min(grid.tolist(), key=lambda gamma: off(gamma, received)), width / 25
+        turns = off(by_turn, received) < off(one, [n])
+        best = by_turn if turns else one
+    left = off(best, received if turns else [n])
+    if left > 0.2:
+        raise Unknown(f"counts follow no moving average (γ = {best:.4g} leaves {left:.0%} of their move)")
+    return best, turns
 
 
 def _confirmed(probe: Probe, step: Step) -> list[float]:

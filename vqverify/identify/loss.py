@@ -87,9 +87,9 @@ def _column(out: Quantized, level: int) -> Tensor:
 
 
 def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
-    layer = probe.layer
+    layer, seed = probe.layer, probe.seed
     layer.restore()
-    out = layer.forward(probe.latents(n, seed=9), train=True, trace=True, groups=groups)
+    out = layer.forward(probe.latents(n, seed=9), train=True, seed=seed, trace=True, groups=groups)
     if out.loss is None:
         raise Unknown("the layer returns no loss")
     if not out.loss.requires_grad:

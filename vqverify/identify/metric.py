@@ -56,7 +56,7 @@ def metric(probe: Probe) -> Findings:
         layer.restore()
         books = redrawn(probe, 1)
         layer.set_codebook(books)
-        apart = _agreement(_pairs(layer.forward(probe.z, train=True, trace=True), books))
+        apart = _agreement(_pairs(layer.forward(probe.z, train=True, seed=probe.seed, trace=True), books))
         scores = apart if max(apart.values()) > AGREES else scores
     elif max(scores.values()) <= AGREES:  # codes may be drawn at random in training: those of eval then
         layer.restore()

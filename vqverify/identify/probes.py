@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vqverify.subject.layer import Layer
 
 Findings = dict[str, Finding]
+SEEDS = 16  # tried for a pass without dropout: with L levels one in L has none
 CLUSTERS = 6  # few codes with many latents each: the count n dominates N, so rounding of N hardly matters
 
 
@@ -92,7 +93,16 @@ class Probe:
     @cached_property
     def train(self) -> Quantized:
         """A traced training pass."""
-        return self.run(self.z, train=True, trace=True)
+        return self.run(self.z, train=True, seed=self.seed, trace=True)
+
+    @cached_property
+    def seed(self) -> int:
+        """A seed with which a training pass drops no level (structured dropout), where there is one."""
+        for seed in range(SEEDS):
+            codes = self.run(self.z[: max(2, self.layer.domain.min_n)], train=True, seed=seed).codes
+            if codes is None or not bool((codes < 0).all(0).any()):
+                return seed
+        return 0
 
     @cached_property
     def evaluation(self) -> Quantized:
@@ -101,11 +111,12 @@ class Probe:
 
     def step(self, z: Tensor, prepare: Callable[[], None] | None = None) -> Step:
         """A traced training pass from the state as built (and then prepared), with what it changed."""
+        seed = self.seed
         self.layer.restore()
         if prepare is not None:
             prepare()
         before, counted = self.layer.codebooks(), self.layer.accumulators()
-        out = self.layer.forward(z, train=True, trace=True)
+        out = self.layer.forward(z, train=True, seed=seed, trace=True)
         return Step(out, before, self.layer.codebooks(), counted, self.layer.accumulators())
 
     @cached_property

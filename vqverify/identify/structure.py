@@ -51,6 +51,8 @@ def structure(probe: Probe) -> Findings:
     if _chained(out):
         return _named("residual", columns, 1, f"{columns} code columns, each level searches what the last one left")
     if _separate(probe, columns):
+        if not probe.layer.codebooks() and (found := _scalar(probe, columns)):
+            return found
         return _named("grouped", 1, columns, f"{columns} code columns, each a function of its own slice of the latent")
     if _summed(out):
         return _named("residual", columns, 1, f"{columns} code columns, z_q is the sum of their codes")
@@ -131,8 +133,11 @@ def _separate(probe: Probe, columns: int) -> bool:
     return True
 
 
-def _scalar(probe: Probe) -> Findings | None:
-    """z_q componentwise from a finite set: each coordinate swept, twice, with the others in another order."""
+def _scalar(probe: Probe, columns: int = 1) -> Findings | None:
+    """z_q componentwise from a finite set: each coordinate swept, twice, with the others in another order.
+
+    Several code columns must each name an equal run of coordinates.
+    """
     dim = probe.layer.domain.dim
     sweep = torch.linspace(-0.99999, 0.99999, SWEEP, dtype=torch.float64).atanh()
     sweep = torch.cat([sweep, torch.linspace(-8, 8, SWEEP, dtype=torch.float64)]).to(probe.z)
@@ -148,10 +153,13 @@ def _scalar(probe: Probe) -> Findings | None:
     if max(levels) > MANY or min(levels) < 2:
         return None
     evidence = f"each coordinate of z_q is a function of that coordinate alone, with {levels} values"
+    levels, period = levels[: dim // columns], levels
+    if period != levels * columns:
+        return None
     signs = all(len(found) == 2 and abs(float(found.sum())) < 1e-5 * float(found.abs().max()) for found in values)
     metric = Finding("sign" if signs else "grid", evidence=evidence)
     return {
-        **_named("sign" if signs else "scalar", 1, 1, evidence),
+        **_named("sign" if signs else "scalar", 1, columns, evidence),
         "fsq_levels": Finding(levels, evidence=evidence),
         "codebook_size": Finding(math.prod(levels), evidence=f"product of {levels}"),
         "metric": metric,

@@ -21,20 +21,26 @@ EMA = ("learning=ema", "accumulators", "codebook", "codes", "levels", "determini
 
 @dataclass(frozen=True)
 class Step:
-    """One level before and after a training step on a batch, in float64.
+    """One codebook before and after a training step on a batch, in float64.
 
     Attributes:
-        view: latents, codes and codebook of the pass.
+        views: latents, codes and codebook of the pass, at each level that searches this codebook.
+        decay: γ of the whole step.
         n, S: count and sum of the latents of each code, (K,), (K, Dc).
         size: Σ|z| of the latents of each code, for bounds, (K,).
+        terms: how many latents were added up for each code, for bounds, (K,).
+        weights: of the latents of each view, in n and S.
         N, m: accumulators before; N2, m2, e2: accumulators and codebook after.
         u: unit roundoff of the accumulation.
     """
 
-    view: View
+    views: tuple[View, ...]
+    decay: float
     n: Array
     S: Array
     size: Array
+    terms: Array
+    weights: tuple[float, ...]
     N: Array
     m: Array
     N2: Array
@@ -43,34 +49,53 @@ class Step:
     u: float
 
     @property
+    def view(self) -> View:
+        """The first level."""
+        return self.views[0]
+
+    @property
     def e(self) -> Array:
         """Codebook before the step."""
         return self.view.codebook
 
 
 def steps(subject: Quantizer, case: Case) -> Iterator[Step]:
-    """One training pass on the case's latents, a `Step` a level.
+    """One training pass on the case's latents, a `Step` a codebook.
 
-    Levels that share accumulators (a shared codebook) are left out: their law is another one.
+    Levels that share a codebook share its counts and sums: with all their latents at once, or one level after the
+    other. L updates with γ in turn are one with γᴸ, where a latent of level l weighs (1 − γ)γᴸ⁻¹⁻ˡ / (1 − γᴸ).
     """
     before = subject.accumulators()
     out = subject.forward(case.z, train=True, seed=case.seed, trace=True)
     after, books = subject.accumulators(), subject.codebooks()
-    for view in views(out):
-        if view.index >= len(before):
-            continue
-        yield _step(subject, view, before[view.index], after[view.index], array(books[view.index]))
+    found = list(views(out))
+    sharing = list(trait(subject, "sharing", range(len(before))))[: len(before)]
+    for first in dict.fromkeys(sharing):
+        mine = tuple(view for view in found if view.index < len(sharing) and sharing[view.index] == first)
+        if len(mine) < sharing.count(first):
+            continue  # a level was left out or not located: what it adds is not known
+        yield _step(subject, mine, before[first], after[first], array(books[first]))
 
 
-def _step(subject: Quantizer, view: View, old: Accumulators, new: Accumulators, book: Array) -> Step:
-    count, dim = view.codebook.shape
-    kept = view.k >= 0
-    n = np.bincount(view.k[kept], minlength=count).astype(float)
-    total, size = np.zeros((count, dim)), np.zeros(count)
-    np.add.at(total, view.k[kept], view.z[kept])
-    np.add.at(size, view.k[kept], norms(view.z[kept]))
+def _step(subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: Accumulators, book: Array) -> Step:
+    count, dim = found[0].codebook.shape
+    decay, turns = float(trait(subject, "decay", np.nan)), len(found)
+    weights = (1.0,) * turns
     u = max(roundoff(subject), torch.finfo(torch.float32).eps / 2)
-    return Step(view, n, total, size, array(old.counts), array(old.sums), array(new.counts), array(new.sums), book, u)
+    if turns > 1 and trait(subject, "sharing_order") == "in turn":
+        weights = tuple((1 - decay) * decay ** (turns - 1 - turn) / (1 - decay**turns) for turn in range(turns))
+        decay, u = decay**turns, u * turns
+    n, total, size, terms = np.zeros(count), np.zeros((count, dim)), np.zeros(count), np.zeros(count)
+    for view, weight in zip(found, weights, strict=True):
+        kept = view.k >= 0
+        received = np.bincount(view.k[kept], minlength=count).astype(float)
+        n, terms = n + weight * received, terms + received
+        np.add.at(total, view.k[kept], weight * view.z[kept])
+        np.add.at(size, view.k[kept], weight * norms(view.z[kept]))
+    return Step(
+        found, decay, n, total, size, terms, weights,
+        array(old.counts), array(old.sums), array(new.counts), array(new.sums), book, u,
+    )  # fmt: skip
 
 
 def smoothed(subject: Quantizer, N: Array) -> Array:
@@ -101,8 +126,7 @@ def _factor(subject: Quantizer, step: Step) -> Array:
     """ρ of T21 after the step: the moving average of the counts over what m was divided by."""
     if not stored(subject):
         return step.N2 / smoothed(subject, step.N2)
-    decay = float(trait(subject, "decay", np.nan))
-    return (decay * step.N + (1 - decay) * step.n) / step.N2
+    return (step.decay * step.N + (1 - step.decay) * step.n) / step.N2
 
 
 def codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
@@ -123,8 +147,8 @@ def codes_from(subject: Quantizer, m: Array, N: Array) -> Array:
 )
 def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Counts, sums and codes follow the recursion N′ = γN + (1 − γ)n, m′ = γm + (1 − γ)S, e′ = m′/N′ (smoothed if declared)."""
-    decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
+        decay = step.decay
         N, m, _ = oracles.ema_step(step.N, step.m, step.n, step.S, decay)
         want = kept(subject, N)
         u, floor = step.u, tiny(subject)
@@ -134,7 +158,7 @@ def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
         yield within(
             step.N2 - want, allowed_n, "counts", f"N′ − (γN + (1 − γ)n), γ = {decay:g}, level {step.view.index}"
         )
-        allowed_m = (step.n + 8) * u * (norms(step.m) + step.size) + floor
+        allowed_m = (step.terms + 8) * u * (norms(step.m) + step.size) + floor
         yield within(
             norms(step.m2 - m), allowed_m, "sums", f"|m′ − (γm + (1 − γ)S)|, γ = {decay:g}, level {step.view.index}"
         )
@@ -167,22 +191,23 @@ def _quotient(subject: Quantizer, step: Step) -> Iterator[Clause]:
 )
 def ema_is_commitment(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The EMA step is gradient descent on the commitment loss A_β at β = 1, with step (1 − γ)/N′ a code (times ρ if smoothed)."""
-    decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
+        decay = step.decay
         N = decay * step.N + (1 - decay) * step.n
-        kept = step.view.k >= 0
         with np.errstate(divide="ignore", invalid="ignore"):
             base = (
                 step.m / step.N[:, None]
             )  # e itself, but for smoothing (T21), where the accumulators agree with it (T18)
             apart = norms(base - step.e)
-            per_latent = oracles.commitment_gradients(step.view.z[kept], base[step.view.k[kept]], "A", 1.0).dq
             gradient = np.zeros_like(base)
-            np.add.at(gradient, step.view.k[kept], per_latent)
+            for view, weight in zip(step.views, step.weights, strict=True):
+                kept = view.k >= 0
+                per_latent = oracles.commitment_gradients(view.z[kept], base[view.k[kept]], "A", 1.0).dq
+                np.add.at(gradient, view.k[kept], weight * per_latent)
             want = (base - ((1 - decay) / N)[:, None] * gradient) * (N / smoothed(subject, N))[:, None]
             # m and N are rounded on their way; what S and e lose there returns divided by N′
-            largest = norms(base) + step.size / np.maximum(step.n, 1)
-            allowed = (step.n + len(N) + 16) * step.u * (largest * (decay * step.N + step.n) / N + norms(base))
+            largest = norms(base) + step.size / np.where(step.n > 0, step.n, 1)
+            allowed = (step.terms + len(N) + 16) * step.u * (largest * (decay * step.N + step.n) / N + norms(base))
         fine = (apart <= 1e-3 * norms(step.e)) & (N > 1e-3) & np.isfinite(step.e2).all(1) & np.isfinite(want).all(1)
         if fine.any():
             error = norms(step.e2 - want)[fine]
@@ -256,14 +281,14 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
 )
 def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Total count and total sum follow the batch: Σ N′ = γ Σ N + (1 − γ) n, and the same for m."""
-    decay = float(trait(subject, "decay"))
     for step in steps(subject, case):
+        decay = step.decay
         total = decay * step.N.sum() + (1 - decay) * step.n.sum()
         weight = step.N.sum() + step.n.sum()
         yield within(step.N2.sum() - total, (len(step.N) + 8) * step.u * weight, "counts", "ΣN′ − (γΣN + (1 − γ)n)")
         want = decay * step.m.sum(0) + (1 - decay) * step.S.sum(0)
         size = norms(step.m).sum() + step.size.sum()
-        allowed = (len(step.N) + step.n.sum() + 8) * step.u * size + tiny(subject)
+        allowed = (len(step.N) + step.terms.sum() + 8) * step.u * size + tiny(subject)
         yield within(norms((step.m2.sum(0) - want)[None]), allowed, "sums", "|Σm′ − (γΣm + (1 − γ)Σz)|")
 
 
@@ -293,7 +318,7 @@ def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
         # a point at distance δ from a segment of length ℓ lengthens the way by up to 2δ
         allowed = (
             2
-            * (step.n[used] + len(step.N) + 16)
+            * (step.terms[used] + len(step.N) + 16)
             * step.u
             * size
             * (1 + step.N[used] + step.n[used])
@@ -316,19 +341,19 @@ def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
 def uses_old_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The z_q of a training step comes from the codebook before the step's update, not from the one after it."""
     for step in steps(subject, case):
-        view = step.view
-        kept = view.k >= 0
-        moved = norms(step.e2[view.k] - view.q)
-        bound = forward_bound(subject, view, step.u)
-        clear = kept & np.isfinite(bound) & (moved > 8 * bound) & np.isfinite(moved)
-        if clear.any():
-            from_old, from_new = norms(view.value - view.q), norms(view.value - step.e2[view.k])
-            late = clear & (from_new < from_old) & (from_new <= 4 * bound)
-            yield holds(
-                not late.any(),
-                "after the update",
-                f"z_q of latents {np.flatnonzero(late)[:5].tolist()} are codes after the update",
-            )
+        for view in step.views:
+            kept = view.k >= 0
+            moved = norms(step.e2[view.k] - view.q)
+            bound = forward_bound(subject, view, step.u)
+            clear = kept & np.isfinite(bound) & (moved > 8 * bound) & np.isfinite(moved)
+            if clear.any():
+                from_old, from_new = norms(view.value - view.q), norms(view.value - step.e2[view.k])
+                late = clear & (from_new < from_old) & (from_new <= 4 * bound)
+                yield holds(
+                    not late.any(),
+                    "after the update",
+                    f"z_q of latents {np.flatnonzero(late)[:5].tolist()} are codes after the update",
+                )
 
 
 @invariant(

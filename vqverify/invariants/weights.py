@@ -98,6 +98,8 @@ def measure(subject: Quantizer, case: Case) -> Measured | None:
         return _measure_stack(subject, case)
     books = subject.codebooks()
     out = subject.forward(case.z, train=True, seed=case.seed, trace=bool(trait(subject, "levels")))
+    if out.codes is not None and bool((out.codes < 0).all(0).any()):
+        return None  # a level was dropped at random: its loss is 0, and means are over fewer terms
     if out.loss is None or out.codes is None:
         return None
     sides: list[Side] = []
@@ -170,6 +172,8 @@ def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
     stack = stacked(subject, case, train=True)
     if stack is None or stack.out.loss is None or not np.isfinite(stack.off).all():
         return None
+    if any((level.k < 0).all() for level in stack.levels):
+        return None  # dropped at random: its loss is 0, and means are over fewer terms
     out, levels = stack.out, stack.levels
     away = np.sum([level.z - level.q for level in levels], axis=0)
     reach = np.sum([norms(level.z) + norms(level.q) for level in levels], axis=0)

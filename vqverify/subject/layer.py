@@ -27,6 +27,7 @@ from vqverify.subject.randomness import forked
 PACKAGE = Path(__file__).parents[1]
 SUBJECTS = {"reference", "mutants"}  # layers of our own, which may be wrong
 _UNSEEN: Any = object()
+DRAWS = 24  # passes tried for one that drops given levels: of L patterns, each one comes in one of L passes
 PROBE_SEED = 0x5EED0000  # far from the small seeds with which layers are built: a probe must not equal a codebook
 
 
@@ -70,7 +71,7 @@ class Layer:
     copyable: bool = True  # restore by snapshot was shown to equal a fresh construction
     _fresh: state.Snapshot | None = None
     _located: dict[bool, capture.Located | None] = field(default_factory=dict[bool, Any])
-    _located_again: dict[tuple[bool, int, int], Any] = field(default_factory=dict[tuple[bool, int, int], Any])
+    _located_again: dict[tuple[bool, int, int, tuple[int, ...]], Any] = field(default_factory=dict[Any, Any])
 
     def forward(
         self,
@@ -134,7 +135,7 @@ class Layer:
         levels: tuple[Level, ...] = ()
         if trace and codes is not None and before and leaf.requires_grad:
             plain = self._plain(train=train)
-            levels = (Level(z, z_q),) if plain else self._levels(recorder.tensors, leaf, before, train=train)
+            levels = (Level(z, z_q),) if plain else self._levels(recorder.tensors, leaf, before, codes, train=train)
         return Quantized(z, z_q, codes, total, losses, levels, before, raw)
 
     def _codes(self, raw: Any, call: Call, n: int, groups: int) -> Tensor | None:
@@ -145,14 +146,14 @@ class Layer:
         return codes if not codes.is_floating_point() else codes.round().long()
 
     def _levels(
-        self, record: list[Tensor], leaf: Tensor, before: tuple[Tensor, ...], *, train: bool
+        self, record: list[Tensor], leaf: Tensor, before: tuple[Tensor, ...], codes: Tensor, *, train: bool
     ) -> tuple[Level, ...]:
-        located = self._located.get(train)
-        if located is None or not located.fits(record):  # the state may have changed what carries a graph
-            located = self._located_again.get((train, len(record), len(capture.attached(record))), _UNSEEN)
+        located, dropped = self._located.get(train), _dropped(codes)
+        if located is None or dropped or not located.fits(record):  # the state may have changed what carries a graph
+            key = train, len(record), len(capture.attached(record)), dropped
+            located = self._located_again.get(key, _UNSEEN)
             if located is _UNSEEN:
-                located = self._locate(train=train)
-                self._located_again[train, len(record), len(capture.attached(record))] = located
+                located = self._located_again[key] = self._locate(train=train, dropped=dropped)
         if located is not None and not located.fits(record):
             located = None
         return () if located is None else capture.read(record, leaf, located, [e.shape[1] for e in before])
@@ -164,8 +165,11 @@ class Layer:
         located = self._located[train]
         return located is not None and located.plain
 
-    def _locate(self, *, train: bool) -> capture.Located | None:
-        """Locate the levels on generic latents, so that no drawn input can mislead the search."""
+    def _locate(self, *, train: bool, dropped: tuple[int, ...] = ()) -> capture.Located | None:
+        """Locate the levels on generic latents, so that no drawn input can mislead the search.
+
+        Where a pass drops levels at random, one is made that drops just these.
+        """
         saved, modes = state.take(self.module), self.module.training
         n = 2 * self.domain.dim + 13
         books = self.codebooks()
@@ -175,26 +179,32 @@ class Layer:
             picks = torch.randint(len(books[0]), (n,), generator=generator)
             spread = books[0].std().clamp_min(1e-3)
             z = books[0][picks].to(z) + 0.6 * spread * z
-        leaf, recorder, call = z.requires_grad_(), capture.Recorder(), self._call(None).at(train=train)
+        leaf, call = z.requires_grad_(), self._call(None).at(train=train)
         try:
-            with guarded("a recorded pass"), forked(11):
-                self.module.train(train)
-                x = enter(leaf, call.layout)
-                with recorder:
-                    raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
-                recorder.note(raw)
-                codes = self._codes(raw, call, n, 1)
-                if codes is None:
-                    return None
-                located = capture.locate(recorder.tensors, leaf, codes, books)
-                if located is None:  # a layer that quantises after its update returns codes of the new codebook
-                    located = capture.locate(recorder.tensors, leaf, codes, self.codebooks())
-                return self._judged(located, recorder, leaf, raw, call)
+            for seed in range(11, 11 + DRAWS):
+                state.put_back(saved)
+                recorder = capture.Recorder()
+                with guarded("a recorded pass"), forked(seed):
+                    self.module.train(train)
+                    x = enter(leaf, call.layout)
+                    with recorder:
+                        raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
+                    recorder.note(raw)
+                    codes = self._codes(raw, call, n, 1)
+                    if codes is None:
+                        return None
+                    if _dropped(codes) != dropped:
+                        continue
+                    located = capture.locate(recorder.tensors, leaf, codes, books)
+                    if located is None:  # a layer that quantises after its update returns codes of the new codebook
+                        located = capture.locate(recorder.tensors, leaf, codes, self.codebooks())
+                    return self._judged(located, recorder, leaf, raw, call)
         except Violation:
-            return None
+            pass
         finally:
             state.put_back(saved)
             self.module.train(modes)
+        return None
 
     def _judged(
         self, located: capture.Located | None, recorder: capture.Recorder, leaf: Tensor, raw: Any, call: Call
@@ -352,6 +362,11 @@ class Layer:
 
     def over(self, module: nn.Module) -> Layer:
         return replace(self, module=module, _fresh=None, _located={}, _located_again={})
+
+
+def _dropped(codes: Tensor) -> tuple[int, ...]:
+    """Levels that have no code for any latent."""
+    return tuple(torch.nonzero((codes < 0).all(0)).flatten().tolist()) if len(codes) and int(codes.min()) < 0 else ()
 
 
 def _rows_of_codes(value: Tensor, form: str, n: int, groups: int) -> Tensor:

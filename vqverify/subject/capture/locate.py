@@ -18,7 +18,8 @@ TIGHT = 1e-3  # an intermediate of the estimator (a rotated latent not yet resca
 
 def _near(tensor: Tensor, want: Tensor, tolerance: float) -> bool:
     spread = (want - want.mean(0)).norm()
-    return bool((tensor.detach() - want).norm() <= tolerance * spread)
+    size = torch.where(spread > 1e-6 * want.norm(), spread, want.norm())  # a single code has no spread
+    return bool((tensor.detach() - want).norm() <= tolerance * size)
 
 
 def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequence[Tensor]) -> Located | None:
@@ -31,26 +32,33 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
         codebook: one (K, Dc) tensor a level, from before the pass.
 
     Returns:
-        Positions, or None unless every level was found.
+        Positions, or None unless every level was found that has codes (−1: the pass dropped it).
     """
-    found: list[tuple[Position | None, Position]] = []
+    found: list[tuple[Position | None, Position | None]] = []
     n, levels = codes.shape
     for level, table in enumerate(codebook):
+        if bool((codes[:, level] < 0).all()):
+            found.append((None, None))
+            continue
         pair = _locate_level(record, leaf, table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)], n, level, levels)
         if pair is None:
             return None
         found.append(pair)
     wants = [table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)] for level, table in enumerate(codebook)]
-    if levels > 1 and found[0][0] == Position(-1, Reading()) and all(z is None for z, _ in found[1:]):
+    dropped = any(q is None for _, q in found)
+    if levels > 1 and not dropped and found[0][0] == Position(-1, Reading()) and all(z is None for z, _ in found[1:]):
         found = _remainders(record, leaf, wants, found)
-    return Located(
-        len(record), len(attached(record)), tuple((_among(record, z), _settled(record, q)) for z, q in found)
-    )
+    if not any(q is not None and record[q.index].requires_grad for _, q in found):
+        return Located(len(record), None, tuple(found))  # an eval pass, say
+    return Located(len(record), len(attached(record)), tuple((_among(record, z), _among(record, q)) for z, q in found))
 
 
 def _remainders(
-    record: Sequence[Tensor], leaf: Tensor, wants: Sequence[Tensor], found: Sequence[tuple[Position | None, Position]]
-) -> list[tuple[Position | None, Position]]:
+    record: Sequence[Tensor],
+    leaf: Tensor,
+    wants: Sequence[Tensor],
+    found: Sequence[tuple[Position | None, Position | None]],
+) -> list[tuple[Position | None, Position | None]]:
     """Latents of a stack without a graph (one estimator around the whole): what is left of z after the levels before."""
     rest, out = leaf.detach(), list(found[:1])
     for want, (_, q_c) in zip(wants, found[1:], strict=False):

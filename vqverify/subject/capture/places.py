@@ -50,16 +50,21 @@ class Position:
 class Located:
     """Positions of every level's z_c and q_c, valid for records with as many (attached) tensors.
 
-    `plain` says that z_c is the input and q_c the output, in value and in gradient: no record is needed.
+    `attached` is None where no code has a gradient: then it does not matter which tensors carry a graph.
+
+    A level that the pass dropped has neither place. `plain` says that z_c is the input and q_c the output, in value
+    and in gradient: no record is needed.
     """
 
     length: int
-    attached: int
-    levels: tuple[tuple[Position | None, Position], ...]
+    attached: int | None
+    levels: tuple[tuple[Position | None, Position | None], ...]
     plain: bool = False
 
     def fits(self, record: Sequence[Tensor]) -> bool:
         """Whether its positions mean the same in another record."""
+        if self.attached is None:
+            return self.length == len(record)
         whole = all(place is None or place.attached or place.index < 0 for pair in self.levels for place in pair)
         return (whole or self.length == len(record)) and self.attached == len(attached(record))
 
@@ -120,10 +125,13 @@ def read(record: Sequence[Tensor], leaf: Tensor, located: Located, dims: Sequenc
     def at(place: Position) -> Tensor:
         return tensor_at(graph if place.attached else record, leaf, place.index)
 
+    def empty(dim: int) -> Node:
+        return Node(torch.zeros(len(leaf), dim, dtype=leaf.dtype), lambda rows: rows)
+
     return tuple(
         Level(
             None if z_c is None else node(at(z_c), z_c.reading, dim, count),
-            node(at(q_c), q_c.reading, dim, count),
+            empty(dim) if q_c is None else node(at(q_c), q_c.reading, dim, count),
         )
         for (z_c, q_c), dim in zip(located.levels, dims, strict=True)
     )
