@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +23,13 @@ def check_quantizer(
     kwargs: Mapping[str, Any] | None = None,
     *,
     claims: Mapping[str, Any] | None = None,
-    role: Literal["layer", "estimator"] = "layer",
+    role: Literal["layer", "estimator", "lookup"] = "layer",
     adapter: str | None = None,
+    submodule: str | None = None,
+    state: Path | str | None = None,
+    latents: Path | str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
     profile: str = "quick",
     seed: int | None = None,
     only: Sequence[str] = (),
@@ -39,8 +45,13 @@ def check_quantizer(
         target: `pkg.mod:Class`, `file.py:Class`, a class, a factory, a function, or a module already built.
         kwargs: constructor arguments.
         claims: what the layer says it is, as `{"estimator": "rotation"}`.
-        role: `layer`, or `estimator` for a function (z, q) -> z_q.
+        role: `layer`, `estimator` for a function (z, q) -> z_q, or `lookup` for (z, codebook) -> codes.
         adapter: `mod:obj` that says how to call the layer, where discovery is not enough.
+        submodule: where the layer is in the model that the target builds: `encoder.vq`.
+        state: file of a state_dict to load into what the target builds.
+        latents: .npy file of latents (N, D) that the layer meets in use.
+        dtype: to cast the layer to, and to give it latents in.
+        device: to move the layer to.
         profile: quick, merge or nightly.
         seed: of construction and search; by default 0 (drawn anew for nightly, see `report.profile`).
         only: shell patterns of row ids to check.
@@ -59,6 +70,14 @@ def check_quantizer(
         UnknownInvariantError: if a pattern names no row.
     """
     spec, obj = subject_of(target, kwargs, claims=claims, role=role, adapter=adapter, seed=seed_for(profile, seed))
+    spec = replace(
+        spec,
+        submodule=submodule,
+        state=str(state) if state else None,
+        latents=str(latents) if latents else None,
+        dtype=dtype,
+        device=device,
+    )
     request = Request(
         spec,
         profile,
@@ -77,7 +96,7 @@ def subject_of(
     kwargs: Mapping[str, Any] | None,
     *,
     claims: Mapping[str, Any] | None,
-    role: Literal["layer", "estimator"],
+    role: Literal["layer", "estimator", "lookup"],
     adapter: str | None,
     seed: int,
 ) -> tuple[Spec, Any]:
@@ -96,6 +115,7 @@ class _Built:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self.built = True
         self.__name__ = type(module).__name__
         self.__module__ = type(module).__module__
 

@@ -33,7 +33,7 @@ def parametrize_with_invariants(
     kwargs: Mapping[str, Any] | None = None,
     *,
     claims: Mapping[str, Any] | None = None,
-    role: Literal["layer", "estimator"] = "layer",
+    role: Literal["layer", "estimator", "lookup"] = "layer",
     adapter: str | None = None,
     profile: str = "quick",
     seed: int | None = None,
@@ -52,7 +52,7 @@ def parametrize_with_invariants(
         target: `pkg.mod:Class`, `file.py:Class`, a class, a factory, a function, or a module already built.
         kwargs: constructor arguments.
         claims: what the layer says it is, as `{"estimator": "rotation"}`.
-        role: `layer`, or `estimator` for a function (z, q) -> z_q.
+        role: `layer`, `estimator` for a function (z, q) -> z_q, or `lookup` for (z, codebook) -> codes.
         adapter: `mod:obj` that says how to call the layer, where discovery is not enough.
         profile: quick, merge or nightly.
         seed: of construction and search, 0 by default.

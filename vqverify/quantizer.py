@@ -49,6 +49,7 @@ class Domain:
         min_n: the smallest number of latents that works.
         radius: largest magnitude drawn.
         codebook: where codes may be put: `free`, or `sphere` (unit rows).
+        latents: latents (N, D) that the layer meets in use, where the user gave some.
     """
 
     dim: int
@@ -57,6 +58,7 @@ class Domain:
     min_n: int = 1
     radius: float = 2.0**20
     codebook: Literal["free", "sphere"] = "free"
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -124,26 +126,33 @@ class Spec:
         target: `pkg.mod:Class`, `file.py:Class`, or empty for a callable handed in.
         kwargs: constructor arguments.
         claims: what the user says the layer is (`estimator` → `rotation`).
-        role: `layer`, or `estimator` for a bare function (z, q) -> z_q.
+        role: `layer`, `estimator` for a bare function (z, q) -> z_q, or `lookup` for (z, codebook) -> codes.
         adapter: `mod:obj` of an adapter, if one was named.
         seed: construction seed.
         dtype, device: where it is to run, None = as built.
+        submodule: where the layer is in the model that the target builds: `encoder.vq`.
+        state: file of a state_dict to load into what the target builds.
+        latents: .npy file of latents that the layer meets in use.
     """
 
     target: str
     kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     claims: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    role: Literal["layer", "estimator"] = "layer"
+    role: Literal["layer", "estimator", "lookup"] = "layer"
     adapter: str | None = None
     seed: int = 0
     dtype: str | None = None
     device: str | None = None
+    submodule: str | None = None
+    state: str | None = None
+    latents: str | None = None
 
     @property
     def name(self) -> str:
         """What reports call the subject: `VectorQuantize(dim=8, codebook_size=16)`."""
         args = ", ".join(f"{key}={value!r}" for key, value in self.kwargs.items())
-        return f"{self.target.rpartition(':')[2] or self.target}({args})"
+        built = f"{self.target.rpartition(':')[2] or self.target}({args})"
+        return f"{built}.{self.submodule}" if self.submodule else built
 
 
 class Quantizer(Protocol):
@@ -156,6 +165,14 @@ class Quantizer(Protocol):
     @property
     def traits(self) -> Mapping[str, Finding]:
         """Claims and findings, joined: `estimator`, `decay`, `codes`, `levels`, `stochastic`, ..."""
+        ...
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The constructor's arguments, as given or by default (`inspect.Parameter.empty` where neither).
+
+        What `build` may override: none for a layer that came already built, alone or inside a model.
+        """
         ...
 
     @property

@@ -8,7 +8,7 @@ between two, antiparallel, zero, ... Independent normal numbers reach none of th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class Frame:
     settable: bool
     sphere: bool
     max_n: int
+    real: Tensor | None = None
 
     @property
     def large(self) -> bool:
@@ -71,8 +72,9 @@ def frame(subject: Quantizer) -> Frame:
     most = int(min(96, max(8, 2_000_000 // work)))
     domain = subject.domain
     return Frame(
-        domain.dim, domain.dtype, domain.min_n, own, settable, domain.codebook == "sphere", max(most, domain.min_n)
-    )
+        domain.dim, domain.dtype, domain.min_n, own, settable, domain.codebook == "sphere",
+        max(most, domain.min_n), domain.latents,
+    )  # fmt: skip
 
 
 def _true(subject: Quantizer, trait: str) -> bool:
@@ -243,7 +245,20 @@ def mass(frame_: Frame, state: State, count: int = 10) -> Iterator[Case]:
             seed=index,
         )
         case = realise(draw, frame_, f"mass {index}")
-        yield _normal(case, frame_, rng) if index % 2 else case
+        if frame_.real is not None and index % 2:
+            yield _from_use(case, frame_.real, rng)
+        else:
+            yield _normal(case, frame_, rng) if index % 2 else case
+
+
+def _from_use(case: Case, real: Tensor, rng: np.random.Generator) -> Case:
+    """The layer's own codes, and latents that it meets in use, as they are."""
+
+    def some(n: int) -> Tensor:
+        return real[torch.from_numpy(rng.integers(0, len(real), n))]
+
+    history = tuple(some(len(batch)) for batch in case.history)
+    return replace(case, z=some(len(case.z)), codebook=None, history=history)
 
 
 def _normal(case: Case, frame_: Frame, rng: np.random.Generator) -> Case:

@@ -36,11 +36,15 @@ _OPTIONS = (
     click.option(
         "--as",
         "role",
-        type=click.Choice(["layer", "estimator"]),
+        type=click.Choice(["layer", "estimator", "lookup"]),
         default="layer",
         show_default=True,
-        help="A layer, or a bare estimator function (z, q) -> z_q.",
+        help="A layer, a bare estimator (z, q) -> z_q, or a bare lookup (z, codebook) -> codes.",
     ),
+    click.option("--submodule", metavar="PATH", help="The layer's place in the model that TARGET builds: encoder.vq."),
+    click.option("--state", metavar="FILE", help="A state_dict to load into what TARGET builds."),
+    click.option("--latents", metavar="FILE", help="Latents that the layer meets in use: a .npy file, (N, D)."),
+    click.option("--device", metavar="NAME", help="Move the layer there, as cuda."),
     click.option("--dtype", metavar="NAME", help="Cast the layer, and give it latents, in this dtype."),
     click.option(
         "--seed",
@@ -69,8 +73,12 @@ def spec_of(given: Mapping[str, Any], seed: int) -> Spec:
     target: str | None = given["target"]
     kwargs = words.json_object(given["kwargs"], "--kwargs") | words.assignments(given["kw"], "--kw")
     if target is None:
+        for name in ("submodule", "state"):
+            if given[name]:
+                raise click.UsageError(f"--{name} needs a TARGET that builds the model, such as my_model.py:Model")
         if given["role"] != "layer":
             raise click.UsageError(f"--as {given['role']} needs a TARGET such as my_estimator.py:rotate")
         target, kwargs = REFERENCE, REFERENCE_KWARGS | kwargs
     claims = words.assignments(given["claim"], "--claim")
-    return Spec(target, kwargs, claims, given["role"], given["adapter"], seed, given["dtype"])
+    places = {name: given[name] for name in ("dtype", "device", "submodule", "state", "latents")}
+    return Spec(target, kwargs, claims, given["role"], given["adapter"], seed, **places)

@@ -6,7 +6,6 @@ comes out as what it is, a missing commitment gradient beside a codebook gradien
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,9 +162,7 @@ def loss(probe: Probe) -> Findings:
 
 def _inner(probe: Probe) -> Findings:
     """A second commitment argument: then one weight may be the commitment's, and the other the whole loss's."""
-    parameters = inspect.signature(type(probe.layer.module).__init__).parameters
-    values = {name: p.default for name, p in parameters.items()} | dict(probe.layer.spec.kwargs)
-    for name, value in values.items():
+    for name, value in probe.layer.arguments.items():
         known = name.lower() in COMMITMENT_NAMES or isinstance(value, bool) or not isinstance(value, int | float)
         if "commit" in name.lower() and not known:
             return {"inner_commitment_weight": Finding(float(value), evidence=f"argument {name}={value!r}")}

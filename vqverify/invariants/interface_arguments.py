@@ -157,10 +157,9 @@ def _gradients(
 
 def flags(subject: Quantizer) -> tuple[str, ...]:
     """Boolean parameters of the constructor, and optional arguments of a pass."""
-    built = parameters(type(subject.module))
     called = parameters(method(subject))
     return (
-        *(name for name, value in built.items() if isinstance(subject.spec.kwargs.get(name, value.default), bool)),
+        *(name for name, value in subject.arguments.items() if isinstance(value, bool)),
         *(f"forward {name}" for name, value in called.items() if value.default is not value.empty),
     )
 
@@ -184,8 +183,7 @@ def arguments(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if name.startswith("forward "):
         yield from _of_forward(subject, case, name.removeprefix("forward "))
         return
-    default = getattr(parameters(type(subject.module)).get(name), "default", False)
-    value = not subject.spec.kwargs.get(name, default)
+    value = not subject.arguments[name]
     try:
         twin = subject.build({name: value}, warm=False)
         for step, train in enumerate((True, True, False)):

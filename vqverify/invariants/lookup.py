@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import numpy as np
@@ -203,11 +202,10 @@ LOWER = ("half", "fp16", "bf16", "lower_precision", "low_precision", "reduced_pr
 
 def _lower_precision(subject: Quantizer) -> tuple[str, ...]:
     """Flags of the constructor that ask for a lookup in lower precision, given or not."""
-    parameters = inspect.signature(type(subject.module).__init__).parameters
     return tuple(
         name
-        for name, parameter in parameters.items()
-        if isinstance(parameter.default, bool) and any(word in name.lower() for word in LOWER)
+        for name, value in subject.arguments.items()
+        if isinstance(value, bool) and any(word in name.lower() for word in LOWER)
     )
 
 

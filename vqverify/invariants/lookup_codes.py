@@ -11,7 +11,7 @@ from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.lookup import both_modes, forward_bound
-from vqverify.invariants.measure import Array, array, norms, roundoff, traced, views
+from vqverify.invariants.measure import Array, array, norms, roundoff, traced, trait, views
 from vqverify.quantizer import Quantized, Quantizer
 
 
@@ -34,7 +34,7 @@ def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
     _, group = np.unique(out.codes.cpu().numpy(), axis=0, return_inverse=True)
     order = np.argsort(group.ravel(), kind="stable")
     same = np.diff(group.ravel()[order]) == 0
-    allowed = _spread(subject, case, out)
+    allowed = _spread(subject, case, out, train=case.part == "train")
     a, b = order[:-1][same], order[1:][same]
     keep = np.isfinite(allowed[a] + allowed[b])
     if keep.any():
@@ -45,7 +45,7 @@ def code_determines(subject: Quantizer, case: Case) -> Iterator[Clause]:
         )
 
 
-def _spread(subject: Quantizer, case: Case, out: Quantized) -> Array:
+def _spread(subject: Quantizer, case: Case, out: Quantized, *, train: bool) -> Array:
     """How far z_q of a latent may be from its code by rounding, (N,): the levels' forwards, carried to the output."""
     u = roundoff(subject)
     found = list(views(out))
@@ -54,7 +54,7 @@ def _spread(subject: Quantizer, case: Case, out: Quantized) -> Array:
         carried = sum((forward_bound(subject, view, u) for view in found), start=np.zeros(len(case.z)))
         size = sum((norms(view.q) + norms(view.z) for view in found), start=np.zeros(len(case.z)))
         return _gain(subject) * (carried + (d + 8) * u * size)
-    if trait(subject, "estimator") in {"rotation", None, "other"}:
+    if trait(subject, "estimator" if train else "estimator_in_eval") in {"rotation", None, "other"}:
         return np.full(len(case.z), np.inf)  # a rotation's rounding depends on the angle at each level
     # no levels in sight: codes of a bounded grid, passed straight through, z + sg(q − z), and a projection
     scale = norms(array(case.z)) + np.sqrt(d) * max(1.0, *(float(norms(e).max()) for e in _books(out)))
@@ -98,7 +98,7 @@ def decode(subject: Quantizer, case: Case) -> Iterator[Clause]:
     gain = _gain(subject)
     bound = (want.shape[1] + 8 + 2 * levels) * 4 * u * (size * gain + norms(want) + norms(array(case.z)) * 2)
     if turned:  # z_q is a code but for what the rotation of z may lose; none is claimed at z = 0
-        bound = bound + _spread(subject, case, out)
+        bound = bound + _spread(subject, case, out, train=False)
     keep = np.isfinite(bound)
     if keep.any():
         yield within(norms(got - want)[keep], bound[keep], "decode", f"|{case.part}(codes) − z_q|")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import numpy as np
@@ -89,8 +88,7 @@ def _piecewise_constant(subject: Quantizer, case: Case, u: float, *, train: bool
 
 def temperature_argument(subject: Quantizer) -> str | None:
     """Name of the constructor's temperature, if it has one."""
-    names = {*subject.spec.kwargs, *inspect.signature(type(subject.module).__init__).parameters}
-    return next((name for name in TEMPERATURES if name in names), None)
+    return next((name for name in TEMPERATURES if name in subject.arguments), None)
 
 
 def _limits(subject: Quantizer) -> tuple[str, ...]:

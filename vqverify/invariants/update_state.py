@@ -38,10 +38,9 @@ MOST_STEPS = 150
 )
 def fixed_point(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A batch that is repeated with stable codes draws each used code to its cluster mean, by the factor γN/N′ a step."""
-    decay = float(trait(subject, "decay"))
     passes = [list(steps(subject, case)) for _ in range(REPEATS)]
     for level in zip(*passes, strict=True):
-        yield from _contracted(subject, level, decay)
+        yield from _contracted(subject, level, level[0].decay)
 
 
 def _contracted(subject: Quantizer, level: tuple[Step, ...], decay: float) -> Iterator[Clause]:
@@ -58,7 +57,7 @@ def _contracted(subject: Quantizer, level: tuple[Step, ...], decay: float) -> It
     if not stable.any():
         return
     size = past * norms(first.m) + (1 - past) * first.size
-    relative = (first.n + len(counts) + 4 * len(level) + 16) * first.u
+    relative = (first.terms + len(counts) + 4 * len(level) + 16) * first.u
     length = np.maximum(norms(past * first.m + (1 - past) * first.S), tiny(subject))
     shown = norms(want) / length  # 1/N′, and for a direction 1/|m′|
     error = norms(last.e2 - want)[stable]

@@ -6,7 +6,6 @@ codebook term: ∂loss/∂z = 2aF(z − q), ∂loss/∂e = 2bF Σ(e − z), loss
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
@@ -281,9 +280,8 @@ def _weights(subject: Quantizer, *, learnable: bool) -> list[tuple[float | None,
 
 def constructed(subject: Quantizer) -> dict[str, float]:
     """The numbers that the layer was constructed with, given or by default."""
-    parameters = inspect.signature(type(subject.module).__init__).parameters
-    values = {name: p.default for name, p in parameters.items()} | dict(subject.spec.kwargs)
-    return {k: float(v) for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    values = subject.arguments.items()
+    return {k: float(v) for k, v in values if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def weighed(subject: Quantizer, found: Measured, law: Law) -> list[Clause]:

@@ -118,7 +118,11 @@ def command(subject: SubjectReport, profile: Mapping[str, Any]) -> str:
     words += [f"--kw {shlex.quote(f'{name}={_json(given)}')}" for name, given in subject.kwargs.items()]
     words += [f"--claim {shlex.quote(f'{name}={_json(given)}')}" for name, given in spec.get("claims", {}).items()]
     words += [f"--as {spec['role']}"] if spec.get("role", "layer") != "layer" else []
-    words += [f"--{name} {spec[name]}" for name in ("adapter", "dtype") if spec.get(name)]
+    words += [
+        f"--{name} {shlex.quote(str(spec[name]))}"
+        for name in ("adapter", "submodule", "state", "latents", "dtype", "device")
+        if spec.get(name)
+    ]
     words += [f"--profile {profile['name']}"] if profile.get("name", "quick") != "quick" else []
     words += [f"--seed {profile['seed']}"] if profile.get("seed") else []
     words += [f"--{name} {shlex.quote(glob)}" for name in ("only", "skip", "require") for glob in profile.get(name, ())]

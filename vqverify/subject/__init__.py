@@ -13,14 +13,15 @@ from torch import nn
 from vqverify import adapters
 from vqverify.bounds import Violation
 from vqverify.quantizer import Domain, Spec
-from vqverify.subject import state
-from vqverify.subject.bare import BareEstimator, bare_plan
+from vqverify.subject import inside, state
+from vqverify.subject.bare import BareEstimator, BareLookup, bare_plan
 from vqverify.subject.layer import Layer
 from vqverify.subject.target import TargetError, check_arguments, construct, load, suggest
 
 if TYPE_CHECKING:
     from vqverify.subject.plan import Plan
 
+BARE: Mapping[str, type[nn.Module]] = {"estimator": BareEstimator, "lookup": BareLookup}
 Factory = Callable[[Mapping[str, Any], int], nn.Module]
 
 
@@ -53,6 +54,9 @@ def _one_thread() -> Generator[None]:
 
 
 def _open(spec: Spec, target: Any) -> Layer:
+    if spec.role != "layer" and (spec.submodule or spec.state):
+        raise TargetError(f"--submodule and --state are for a layer, not for --as {spec.role}")
+    _available(spec.device)
     adapter = _adapter(spec, target)
     factory = make_factory(spec, target)
     module = factory({}, spec.seed)
@@ -64,8 +68,10 @@ def _open(spec: Spec, target: Any) -> Layer:
         layouts=tuple(call.layout for call in plan.calls),
         min_n=plan.min_n,
         codebook="sphere" if plan.sphere else "free",
+        latents=inside.load_latents(spec.latents, plan.dim, plan.calls[0].layout, dtype) if spec.latents else None,
     )
-    layer = Layer(spec, plan, module, domain, factory)
+    built = bool(spec.submodule) or getattr(target, "built", False)
+    layer = Layer(spec, plan, module, domain, factory, built=built)
     try:
         layer.warm_up()
         layer.copyable = restores(layer)
@@ -79,15 +85,24 @@ def _open(spec: Spec, target: Any) -> Layer:
 
 def make_factory(spec: Spec, target: Any) -> Factory:
     """A function (overrides, seed) -> module; the override `_dtype` names a dtype to cast to."""
+    loaded: dict[str, torch.Tensor] = {}
 
     def factory(overrides: Mapping[str, Any], seed: int) -> nn.Module:
         kwargs = {**spec.kwargs, **overrides}
         dtype = _dtype(kwargs.pop("_dtype", spec.dtype))
-        if spec.role == "estimator":
-            _known_arguments(kwargs)
-            module = construct(BareEstimator, {"estimator": target, **kwargs}, seed)
+        if spec.role != "layer":
+            bare = BARE[spec.role]
+            _known_arguments(bare, kwargs)
+            module = construct(bare, {spec.role: target, **kwargs}, seed)
         else:
             module = construct(target, kwargs, seed)
+        if spec.state:
+            if not loaded:
+                inside.load_state(module, spec.state)
+                loaded.update({name: value.clone() for name, value in module.state_dict().items()})
+            module.load_state_dict(loaded)
+        if spec.submodule:
+            module = inside.submodule(module, spec.submodule)
         if dtype is not None:
             module = module.to(dtype)
         return module if spec.device is None else module.to(spec.device)
@@ -134,7 +149,7 @@ def _adapter(spec: Spec, target: Any) -> Any | None:
 
 
 def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Plan:
-    if isinstance(module, BareEstimator):
+    if isinstance(module, BareEstimator | BareLookup):
         _sound(module, spec)
         return bare_plan(module.codebook.shape[1])
     if adapter is not None:
@@ -147,23 +162,34 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
     return discover(module, target, spec.kwargs, dtype=torch.float32)
 
 
-def _sound(module: BareEstimator, spec: Spec) -> None:
-    """Refuse a function that is no estimator: (z, q) must give a tensor of their shape, (f, z, q) a scalar."""
-    q = module.codebook[:3]
-    given, task = ("(f, z, q)", [_squares]) if module.of_task else ("(z, q)", [])
+def _sound(module: BareEstimator | BareLookup, spec: Spec) -> None:
+    """Refuse a wrong function: (z, q) must give a tensor of their shape, (f, z, q) a scalar, (z, codebook) codes."""
+    book = module.codebook.cpu().float()
+    q = book[:3]
+    z = (q + 1).requires_grad_()
     try:
-        value = cast("object", module.estimator(*task, (q + 1).requires_grad_(), q))
+        if isinstance(module, BareLookup):
+            value = cast("object", module.lookup(z.detach(), book))
+        else:
+            value = cast("object", module.estimator(*[_squares] * module.of_task, z, q))
     except TypeError as error:
+        given = "(z, codebook)" if isinstance(module, BareLookup) else "(f, z, q)" if module.of_task else "(z, q)"
         raise TargetError(f"{spec.target} was called with {given} and raised {error}") from error
-    except Exception:  # noqa: BLE001  (what an estimator raises on its domain is a finding, not a wrong target)
+    except Exception:  # noqa: BLE001  (what a function raises on its domain is a finding, not a wrong target)
+        return
+    shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    if isinstance(module, BareLookup):
+        if not isinstance(value, torch.Tensor) or value.shape != q.shape[:1] or value.is_floating_point():
+            shown = f"{value.dtype} {shown}" if isinstance(value, torch.Tensor) else shown
+            raise TargetError(
+                f"{spec.target} must return codes, integers ({len(q)},) for z {tuple(q.shape)}; it returned {shown}"
+            )
         return
     if module.of_task:
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise TargetError(f"{spec.target} must return the loss of the task f, a scalar; it returned {shown}")
         return
     if not isinstance(value, torch.Tensor) or value.shape != q.shape:
-        shown = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise TargetError(f"{spec.target} must return z_q of the shape of z, {tuple(q.shape)}; it returned {shown}")
 
 
@@ -176,16 +202,29 @@ def _describe(layer: Layer, target: Any, adapter_claims: Mapping[str, Any]) -> N
     from vqverify.identify import identify
     from vqverify.subject.claims import join, read_claims
 
-    layer.claims = read_claims(layer.spec, target, adapter_claims)
+    if layer.spec.submodule:  # the arguments are the model's, and need not be the layer's
+        layer.claims = read_claims(replace(layer.spec, kwargs={}), lambda: None, adapter_claims)
+    else:
+        layer.claims = read_claims(layer.spec, target, adapter_claims)
     layer.found = identify(layer)
     layer.traits = join(layer.claims, layer.found)
 
 
-def _known_arguments(kwargs: Mapping[str, Any]) -> None:
+def _available(device: str | None) -> None:
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).add_(1)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).strip().split("\n")[0][:120]
+        raise TargetError(f"--device {device} cannot be used here: {first}") from error
+
+
+def _known_arguments(bare: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
         if key not in {"dim", "codebook_size"}:
-            raise TargetError(f"a bare estimator has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
-    check_arguments(BareEstimator, {"estimator": None, **kwargs})
+            raise TargetError(f"a bare function has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
+    check_arguments(bare, {"estimator" if bare is BareEstimator else "lookup": None, **kwargs})
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -1,6 +1,7 @@
-"""A bare estimator as a layer: a nearest-code lookup over a fixed codebook goes before it.
+"""Bare functions as layers, with the rest of the layer around them.
 
-An estimator is a function `(z, q) -> z_q`, or, where it needs the decoder, `(f, z, q) -> loss` for a task f.
+An estimator is a function `(z, q) -> z_q`, or, where it needs the decoder, `(f, z, q) -> loss` for a task f; a
+nearest-code lookup over a fixed codebook goes before it. A lookup is `(z, codebook) -> codes`.
 """
 
 from __future__ import annotations
@@ -69,10 +70,40 @@ def takes_task(estimator: Callable[..., Any]) -> bool:
     return sum(p.kind in positional and p.default is p.empty for p in parameters) == 3
 
 
+class BareLookup(nn.Module):
+    """The layer that a bare lookup is checked in.
+
+    Attributes:
+        codebook: K codes (K, D), a buffer; standard normal, from the construction seed.
+    """
+
+    codebook: Tensor
+
+    def __init__(self, lookup: Callable[[Tensor, Tensor], Tensor], dim: int = 4, codebook_size: int = 8) -> None:
+        """Build the layer.
+
+        Args:
+            lookup: takes latents z (N, D) and a codebook (K, D), returns codes (N,), integers.
+            dim: D.
+            codebook_size: K.
+        """
+        super().__init__()
+        self.lookup = lookup
+        self.register_buffer("codebook", torch.randn(codebook_size, dim))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize latents (N, D) straight-through: z_q, and codes (N,) from the lookup."""
+        if z.shape[-1] != self.codebook.shape[1]:
+            raise ValueError(f"latents must have {self.codebook.shape[1]} entries; they had {z.shape[-1]}")
+        with torch.no_grad():
+            codes = self.lookup(z, self.codebook)
+        return z + (self.codebook[codes] - z).detach(), codes
+
+
 def bare_plan(dim: int) -> Plan:
-    """How to call a `BareEstimator`: nothing needs discovering."""
+    """How to call a bare function's layer: nothing needs discovering."""
     call = Call("ND", z_q=Output((0,), "ND"), codes=(Output((1,), "N"),))
-    evidence = "a bare estimator behind an exact lookup of the harness"
+    evidence = "a bare function; the rest of the layer is the harness's"
     return Plan(
         dim,
         (call,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import traceback
 import warnings
@@ -68,10 +69,19 @@ class Layer:
     claims: dict[str, Finding] = field(default_factory=dict[str, Finding])
     found: dict[str, Finding] = field(default_factory=dict[str, Finding])
     traits: dict[str, Finding] = field(default_factory=dict[str, Finding])
+    built: bool = False  # it came built, alone or inside a model: another construction takes no arguments
     copyable: bool = True  # restore by snapshot was shown to equal a fresh construction
     _fresh: state.Snapshot | None = None
     _located: dict[bool, capture.Located | None] = field(default_factory=dict[bool, Any])
     _located_again: dict[tuple[bool, int, int, tuple[int, ...]], Any] = field(default_factory=dict[Any, Any])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        if self.built:
+            return {}
+        parameters = inspect.signature(type(self.module).__init__).parameters
+        defaults = {name: value.default for name, value in list(parameters.items())[1:]}
+        return defaults | dict(self.spec.kwargs)
 
     def forward(
         self,
@@ -97,7 +107,7 @@ class Layer:
             forked(seed),
             torch.set_grad_enabled(grad),
         ):
-            x = enter(leaf, call.layout, groups)
+            x = enter(leaf, call.layout, groups).to(self.device)
             with recorder if record else contextlib.nullcontext():
                 invoke = functools.partial(getattr(self.module, self.plan.method), **self.plan.arguments)
                 raw = invoke(x) if via is None else via(invoke, x)
@@ -127,9 +137,9 @@ class Layer:
         value = _tensor(raw, call.z_q.path)
         if leave(value, call.z_q.form, n, groups).shape != leaf.shape:
             raise Violation("shape", f"z_q of shape {tuple(value.shape)} for latents of shape {(n, dim)}")
-        z_q = Node(value, lambda t: leave(t, call.z_q.form, n, groups))
+        z_q = Node(value, lambda t: leave(t, call.z_q.form, n, groups).cpu())
         codes = self._codes(raw, call, n, groups)
-        losses = tuple(_tensor(raw, output.path) for output in call.losses)
+        losses = tuple(_tensor(raw, output.path).cpu() for output in call.losses)
         total = sum((loss.sum() for loss in losses), start=torch.zeros((), dtype=leaf.dtype)) if losses else None
         z = Node(leaf, lambda t: t)
         levels: tuple[Level, ...] = ()
@@ -186,7 +196,7 @@ class Layer:
                 recorder = capture.Recorder()
                 with guarded("a recorded pass"), forked(seed):
                     self.module.train(train)
-                    x = enter(leaf, call.layout)
+                    x = enter(leaf, call.layout).to(self.device)
                     with recorder:
                         raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
                     recorder.note(raw)
@@ -213,7 +223,7 @@ class Layer:
         if located is None or len(located.levels) != 1:
             return located
         (level,) = capture.read(recorder.tensors, leaf, located, [leaf.shape[1]])
-        z_q = leave(_tensor(raw, call.z_q.path), call.z_q.form, len(leaf))
+        z_q = leave(_tensor(raw, call.z_q.path), call.z_q.form, len(leaf)).cpu()
         return replace(located, plain=capture.is_plain(level, leaf, z_q))
 
     def _call(self, layout: str | None) -> Call:
@@ -241,7 +251,8 @@ class Layer:
         """A pass with no fork and no seed: for the statement that generators are left alone."""
         self.module.train(train)
         with guarded("a pass"):
-            return getattr(self.module, self.plan.method)(enter(z, self.plan.calls[0].layout), **self.plan.arguments)
+            x = enter(z, self.plan.calls[0].layout).to(self.device)
+            return getattr(self.module, self.plan.method)(x, **self.plan.arguments)
 
     def codebook_gradients(self, value: Tensor) -> tuple[Tensor, ...]:
         tensors = state.all_tensors(self.module)
@@ -251,14 +262,20 @@ class Layer:
                 found.append(torch.zeros_like(cast("Tensor", rows)))
                 continue
             with guarded("backward"):
-                found.append(_view({slot.name: capture.pull(value, tensors[slot.name], torch.ones_like(value))}, slot))
+                pulled = capture.pull(value, tensors[slot.name], torch.ones_like(value)).cpu()
+                found.append(_view({slot.name: pulled}, slot))
         return tuple(found)
 
     def codebooks(self) -> tuple[Tensor, ...]:
         tensors = state.all_tensors(self.module)
         if self._made:
             return self._computed()
-        return tuple(_effective(slot, _view(tensors, slot).detach().clone()) for slot in self.plan.slots)
+        return tuple(_effective(slot, _view(tensors, slot).detach().clone().cpu()) for slot in self.plan.slots)
+
+    @property
+    def device(self) -> str:
+        """Where the layer computes; every number outside it is on the CPU."""
+        return self.spec.device or "cpu"
 
     @property
     def _made(self) -> bool:
@@ -273,13 +290,17 @@ class Layer:
             with guarded("an eval pass"), forked(0), torch.no_grad():
                 self.module.eval()
                 with recorder:
-                    raw = getattr(self.module, self.plan.method)(enter(z, call.layout), **self.plan.arguments)
+                    raw = getattr(self.module, self.plan.method)(
+                        enter(z, call.layout).to(self.device), **self.plan.arguments
+                    )
                 codes = cast("Tensor", self._codes(raw, call, n, 1))
         finally:
             state.put_back(saved)
         found: list[Tensor] = []
         for level, slot in enumerate(self.plan.slots):
-            rows = made.find(recorder.tensors, codes, level, *cast("tuple[int, int]", slot.shape))
+            rows = made.find(
+                [tensor.cpu() for tensor in recorder.tensors], codes, level, *cast("tuple[int, int]", slot.shape)
+            )
             if rows is None:
                 raise Violation("state", f"a pass no longer computes the codes of level {level} from {slot.name}")
             found.append(rows)
@@ -300,7 +321,7 @@ class Layer:
     def accumulators(self) -> tuple[Accumulators, ...]:
         tensors = state.all_tensors(self.module)
         return tuple(
-            Accumulators(_view(tensors, counts).detach().clone(), _view(tensors, sums).detach().clone())
+            Accumulators(_view(tensors, counts).detach().clone().cpu(), _view(tensors, sums).detach().clone().cpu())
             for counts, sums in self.plan.accumulators
         )
 
@@ -322,10 +343,10 @@ class Layer:
             codes.reshape(n, *(decoder.levels or codes.shape[1:] * ("L" in decoder.codes_form))), decoder.codes_form
         )
         with guarded(f"{method}(codes)"), torch.no_grad():
-            value = getattr(self.module, method)(shaped)
+            value = getattr(self.module, method)(shaped.to(self.device))
         if not isinstance(value, Tensor):
             raise Violation("decode", f"{method} returned {type(value).__name__}, expected a tensor")
-        return leave(value, decoder.output_form, n)
+        return leave(value, decoder.output_form, n).cpu()
 
     def snapshot(self) -> Any:
         return state.take(self.module)
@@ -349,7 +370,7 @@ class Layer:
         self._fresh = state.take(self.module)
 
     def state(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in state.named_state(self.module).items()}
+        return {name: tensor.detach().clone().cpu() for name, tensor in state.named_state(self.module).items()}
 
     def build(self, overrides: Mapping[str, Any] | None = None, seed: int | None = None, *, warm: bool = True) -> Layer:
         spec = replace(
@@ -370,7 +391,7 @@ def _dropped(codes: Tensor) -> tuple[int, ...]:
 
 
 def _rows_of_codes(value: Tensor, form: str, n: int, groups: int) -> Tensor:
-    rows = leave(value, form, n, groups)
+    rows = leave(value, form, n, groups).cpu()
     rows = rows.argmax(-1) if "K" in form else rows
     return rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
 

@@ -27,7 +27,7 @@ class Reading:
 
     def rows(self, tensor: Tensor, dim: int, levels: int) -> Tensor:
         """Rows of this level, attached to the graph of `tensor`."""
-        flat = tensor.movedim(self.axis, -1).reshape(-1, dim)
+        flat = tensor.movedim(self.axis, -1).reshape(-1, dim).cpu()
         if self.part is None:
             return flat
         return flat.reshape(levels, -1, dim)[self.part] if self.leading else flat.reshape(-1, levels, dim)[:, self.part]
