@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -145,9 +144,7 @@ def _orthogonal(subject: Quantizer, name: str, seed: int) -> Iterator[Clause]:
 
 def _flag(subject: Quantizer, word: str) -> bool:
     """Whether a boolean argument of that name is on, given or by default."""
-    parameters = inspect.signature(type(subject.module).__init__).parameters
-    values = {name: p.default for name, p in parameters.items()} | dict(subject.spec.kwargs)
-    return any(value is True and word in name for name, value in values.items())
+    return any(value is True and word in name for name, value in subject.arguments.items())
 
 
 @dataclass(frozen=True)

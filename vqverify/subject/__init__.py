@@ -223,7 +223,7 @@ def _available(device: str | None) -> None:
 def _known_arguments(bare: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
     for key in kwargs:
         if key not in {"dim", "codebook_size"}:
-            raise TargetError(f"a bare function has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
+            raise TargetError(f"a bare {'estimator' if bare is BareEstimator else 'lookup'} has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
     check_arguments(bare, {"estimator" if bare is BareEstimator else "lookup": None, **kwargs})
 
 
