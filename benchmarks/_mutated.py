@@ -24,6 +24,10 @@ SIZES = ("codebook_size", "num_embeddings", "num_codes", "n_embed")
 WHOLE = {AfterPatch: DictLayer, WeightsExchanged: DictLayer}
 """Mutants that override no right layer, with the one that computes what they should."""
 
+BESIDES = {"init_flag_lost", "starts_in_eval", "scale_kept_in_self", "residual_rotation_detached"}
+"""Mutants whose class does something right that its parent does not (a start from data, another estimator), without
+which there would be nothing to get wrong: a training would see that, and not the mistake."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -84,7 +88,9 @@ def kinds() -> dict[str, type[nn.Module]]:
 
 
 def counterpart(mutant: Mutant) -> type[nn.Module] | None:
-    """Return the nearest right layer that a mutant overrides; None for a whole layer without one."""
+    """Return the nearest right layer that a mutant overrides; None where there is none, or it is not comparable."""
+    if mutant.name in BESIDES:
+        return None
     kind, wrong = kinds()[mutant.name], set(kinds().values())
     if kind in WHOLE:
         return WHOLE[kind]

@@ -79,7 +79,7 @@ class Comparison:
         return judge(before, after), float(b / a - 1)
 
 
-def mutant_table(pattern: str) -> None:
+def mutant_table(patterns: list[str]) -> None:
     """Which mutants the trainings see."""
     names = [recipe.task for recipe, _ in COLUMNS]
     print(f"\n## Mutants and trainings: {SEEDS} seeds, level {LEVEL:g} a training\n")
@@ -93,7 +93,7 @@ def mutant_table(pattern: str) -> None:
     comparison = Comparison()
     tally: dict[str, list[str]] = {}
     for mutant in _mutated.layers():
-        if not fnmatch.fnmatch(mutant.name, pattern):
+        if not any(fnmatch.fnmatch(mutant.name, pattern) for pattern in patterns):
             continue
         start = time.process_time()
         found = [comparison.judged(mutant, task) for task in range(len(COLUMNS))]
@@ -213,16 +213,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep the curves")
     parser.add_argument("--against", type=Path, metavar="FILE", help="judge by curves that were kept")
-    parser.add_argument("--mutants", nargs="?", const="*", metavar="GLOB", help="the table mutant x training")
+    parser.add_argument(
+        "--mutants", nargs="*", metavar="GLOB", help="the table mutant x training; all of them if none is named"
+    )
     parser.add_argument("--false-alarms", action="store_true", help="the judge on right layers")
     parser.add_argument("--seeds", type=int, default=60, help="of --false-alarms")
     parser.add_argument("--draws", type=int, default=1000, help="of --false-alarms")
     args = parser.parse_args()
-    if args.mutants or args.false_alarms:
+    if args.mutants is not None or args.false_alarms:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # mutants warn as they fail
-            if args.mutants:
-                mutant_table(args.mutants)
+            if args.mutants is not None:
+                mutant_table(args.mutants or ["*"])
             if args.false_alarms:
                 false_alarms(args.seeds, args.draws)
         return 0

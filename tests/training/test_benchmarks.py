@@ -62,6 +62,7 @@ def test_mutants_have_right_counterparts():
     assert found["silent_straight_through"] is base.RotationLayer
     assert found["loss_after_patch"] is base.DictLayer
     assert found["loss_halved"].__name__ == "_EmaLoss"
+    assert set(found) >= _mutated.BESIDES
     assert sum(one is None for one in found.values()) < len(found) / 5
 
 
