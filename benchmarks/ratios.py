@@ -1,16 +1,18 @@
 """Tables of ratios, as Markdown: `python -m benchmarks.ratios [TABLE]...`.
 
-One thread unless `--threads` says otherwise. A cell is the median of five runs with the
-extremes; a run is the ratio of medians of interleaved rounds, in CPU time.
+One thread unless `--threads` says otherwise. A cell is the median of five runs with the extremes; a run is the median
+ratio of interleaved calls.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 
 import torch
 
-from benchmarks import _cases, _measure, estimator, layer, memory, update
+from benchmarks import _cases, _measure, estimator, growth, layer, memory, update
+from benchmarks._table import Case
 
 
 def lookup(args: argparse.Namespace) -> None:
@@ -31,16 +33,16 @@ def lookup(args: argparse.Namespace) -> None:
         work = {"ours": lambda z=z, codes=codes: _cases.ours(z, codes), **bases}
         collected: dict[str, list[float]] = {name: [] for name in bases}
         for _ in range(args.runs):
-            taken = _measure.times(work, rounds(n, k, d))
+            taken = _measure.samples(work, most=15)
             for name, values in collected.items():
-                values.append(taken["ours"] / taken[name])
+                values.append(_measure.paired(taken, "ours", name))
         for name, values in collected.items():
-            ratio = _measure.Ratio(sorted(values)[len(values) // 2], min(values), max(values))
+            ratio = _measure.Ratio(statistics.median(values), min(values), max(values))
             cells[name] = str(ratio)
             found[name].append((d, ratio.median))
         print(f"| {n},{k},{d} | " + " | ".join(cells[name] for name in names) + " |", flush=True)
     for label, least in (("all", 0), ("D >= 64", 64)):
-        means = [_measure.geometric_mean([r for d, r in found[name] if d >= least]) for name in names]
+        means = [statistics.geometric_mean([r for d, r in found[name] if d >= least]) for name in names]
         print(f"| geometric mean, {label} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
 
 
@@ -52,19 +54,20 @@ def others(args: argparse.Namespace) -> None:
         if n * k > 2**26:
             continue
         z, codes = _cases.data(n, k, d)
-        theirs = _cases.vq_pytorch(d, k).eval()
+        theirs = _cases.vq_pytorch(d, k)
         search = _cases.faiss_flat(codes)
         work = {
             "ours": lambda z=z, codes=codes: _cases.ours(z, codes),
             "cdist": lambda z=z, codes=codes: _cases.cdist_argmin(z, codes),
             "addmm": lambda z=z, codes=codes: _cases.addmm_argmin(z, codes),
-            "vqp": torch.no_grad()(lambda z=z, theirs=theirs: theirs(z)),
         }
+        if theirs is not None:
+            work["vqp"] = torch.no_grad()(lambda z=z, theirs=theirs: theirs.eval()(z))
         if search:
             work["faiss"] = lambda z=z, search=search: search(z)
-        cells = _measure.ratios(work, "ours", runs=args.runs, rounds=3)
+        cells = _measure.ratios(work, "ours", runs=args.runs)
         print(
-            f"| {n},{k},{d} | " + " | ".join(str(cells.get(c, "-")) for c in list(work)[1:]) + " |",
+            f"| {n},{k},{d} | " + " | ".join(str(cells.get(c, "-")) for c in ("cdist", "addmm", "vqp", "faiss")) + " |",
             flush=True,
         )
 
@@ -73,57 +76,50 @@ def estimators(args: argparse.Namespace) -> None:
     print("\n## Rotation estimator, forward and backward, ratio to z + (q - z).detach()\n")
     print("| N,D | rotation |\n|---|---|")
     for n, d in ((65536, 64), (16384, 256), (65536, 128), (65536, 8), (4096, 64)):
-        found = _measure.ratios(estimator.work(n, d), "straight-through", runs=args.runs, rounds=9)
-        print(f"| {n},{d} | {found['rotation']} |", flush=True)
+        found = _measure.ratios(estimator.work(Case(n, 1, d, "rotation")), "plain", runs=args.runs)
+        print(f"| {n},{d} | {found['ours']} |", flush=True)
 
 
 def layers(args: argparse.Namespace) -> None:
-    print("\n## Training step, ratio to ours with straight-through\n")
-    print("| N,K,D | rotation | vector-quantize-pytorch, rotation | the same, straight-through |")
-    print("|---|---|---|---|")
+    print("\n## Training step with rotation, ratio to others\n")
+    print("| N,K,D | the same with straight-through | vector-quantize-pytorch, rotation |\n|---|---|---|")
     for n, k, d in ((4096, 1024, 64), (4096, 8192, 64), (4096, 512, 8)):
-        work = layer.work(n, k, d, others=n * k <= 2**22)
-        found = _measure.ratios(work, "straight-through", runs=args.runs, rounds=7)
-        names = ("rotation", "vq-pytorch rotation", "vq-pytorch straight-through")
-        print(f"| {n},{k},{d} | " + " | ".join(str(found.get(name, "-")) for name in names) + " |", flush=True)
+        work = layer.work(Case(n, k, d, "rotation"))
+        names = ("straight-through", "vector-quantize-pytorch")
+        cells = [
+            str(_measure.ratios({"ours": work["ours"], name: work[name]}, name, runs=args.runs)["ours"])
+            if name in work
+            else "-"
+            for name in names
+        ]
+        print(f"| {n},{k},{d} | " + " | ".join(cells) + " |", flush=True)
 
 
 def updates(args: argparse.Namespace) -> None:
     print("\n## EMA statistics, time of the one-hot product over ours\n")
     print("| N,K,D | one-hot |\n|---|---|")
-    for shape in ((4096, 1024, 64), (4096, 1024, 8), (16384, 1024, 64)):
-        found = _measure.ratios(update.work(*shape), "ours", runs=args.runs)
-        print(f"| {','.join(map(str, shape))} | {found['one-hot']} |", flush=True)
+    for n, k, d in ((4096, 1024, 64), (4096, 1024, 8), (16384, 1024, 64)):
+        found = _measure.ratios(update.work(Case(n, k, d, "statistics")), "ours", runs=args.runs)
+        print(f"| {n},{k},{d} | {found['one-hot']} |", flush=True)
+
+
+def growths(_args: argparse.Namespace) -> None:
+    print("\n## Growth: p of size^p\n")
+    print("| operation | time | memory |\n|---|---|---|")
+    for name, row in growth.measured().items():
+        print(f"| {name} | {row['time']:.2f} | {row['memory']:.2f} |", flush=True)
 
 
 def memories(_args: argparse.Namespace) -> None:
     print("\n## Memory of a lookup beyond inputs, outputs and one copy of the codebook, MiB\n")
     print("| N,K,D | ours | ours, clusters | cdist + argmin |\n|---|---|---|---|")
-    for shape in (
-        (4096, 8192, 64),
-        (16384, 2048, 64),
-        (65536, 1024, 256),
-        (4096, 65536, 64),
-        (1024, 8192, 256),
-    ):
-        z, codes = _cases.data(*shape)
-        far_z, far_codes = z.clone(), codes.clone()
-        far_z[::2] += 1000
-        far_codes[::2] += 1000
-        cells = [memory.extra(z, codes), memory.extra(far_z, far_codes)]
-        cells.append(memory.extra(z, codes, _cases.cdist_argmin))
-        print(
-            f"| {','.join(map(str, shape))} | " + " | ".join(f"{c / 2**20:.1f}" for c in cells) + " |",
-            flush=True,
-        )
+    for n, k, d in ((4096, 8192, 64), (16384, 2048, 64), (65536, 1024, 256), (4096, 65536, 64), (1024, 8192, 256)):
+        cells = [memory.extra(Case(n, k, d, method)) / 2**20 for method in ("euclidean", "clusters", "cdist")]
+        print(f"| {n},{k},{d} | " + " | ".join(f"{c:.1f}" for c in cells) + " |", flush=True)
 
 
 def shapes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
     return [shape for shape in _cases.SHAPES if shape[0] in args.n]
-
-
-def rounds(n: int, k: int, d: int) -> int:
-    return max(1, min(15, int(2e9 / (n * k * d))))
 
 
 TABLES = {
@@ -133,6 +129,7 @@ TABLES = {
     "layer": layers,
     "update": updates,
     "memory": memories,
+    "growth": growths,
 }
 
 
