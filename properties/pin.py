@@ -16,7 +16,7 @@ def main() -> None:
     """One table a layer."""
     lines: list[str] = ["# Written by pin.py."]
     for subject in subjects():
-        results = check_quantizer(subject.target, subject.kwargs).subjects[0].results
+        results = check_quantizer(subject.target, subject.kwargs, only=subject.only).subjects[0].results
         undecided = {result.invariant for result in results if result.status in OPEN}
         ids = [id_ for id_ in dict.fromkeys(result.invariant for result in results) if id_ not in undecided]
         lines += ["", f"[{subject.name}]", "applies = [", *(f'    "{id_}",' for id_ in ids), "]"]

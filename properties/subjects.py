@@ -13,11 +13,12 @@ EXPECTATIONS = HERE / "expectations.toml"
 
 @dataclass(frozen=True)
 class Subject:
-    """A layer by name, and the ids of the rows that must apply to it."""
+    """A layer by name, the rows of the quick run (all if none is named), and the ids that must apply to it."""
 
     name: str
     target: str
     kwargs: dict[str, Any]
+    only: tuple[str, ...]
     applies: tuple[str, ...]
     expectations: Path | None
 
@@ -32,6 +33,7 @@ def subjects() -> tuple[Subject, ...]:
             name,
             layer["target"],
             layer["kwargs"],
+            tuple(layer.get("only", ())),
             tuple(pinned.get(name, {}).get("applies", ())),
             EXPECTATIONS if layer["target"].startswith("vector_quantize_pytorch") else None,
         )

@@ -74,6 +74,11 @@ def _stacks(out: Quantized) -> list[tuple[str, Tensor]]:
     return [(GROUPS, z - beside)] if beside.shape == z.shape else []
 
 
+def _side_by_side(out: Quantized) -> bool:
+    """Whether the codes of all levels have, together, the length of a latent."""
+    return len(out.codebook) > 1 and sum(e.shape[1] for e in out.codebook) == out.z.rows.shape[1]
+
+
 def code_rows(out: Quantized, level: int) -> Tensor:
     """The code e[k] of each latent at one level, (N, Dc)."""
     assert out.codes is not None
@@ -103,7 +108,7 @@ def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
         raise Unknown(
             f"d loss/dz is no multiple of z − q{off}: the loss holds other terms, or its levels were not found"
         )
-    if best.where != GROUPS and heads(out):  # a mean over all heads
+    if best.where != GROUPS and (heads(out) or _side_by_side(out)):  # a mean over all heads
         best = replace(best, dim=best.dim * len(out.levels))
     return _with_codebook(probe, out, best)
 

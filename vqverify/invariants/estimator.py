@@ -286,7 +286,7 @@ def detached(subject: Quantizer, case: Case) -> Iterator[Clause]:
     "estimator.same_in_eval",
     kind="contract",
     source="definition",
-    needs=("estimator=straight-through|rotation",),
+    needs=("estimator=straight-through|rotation", "deterministic"),
     state="both",
     mutants=("estimator_other_in_eval",),
     hint="eval may return the code without a gradient, or the same estimator: anything else surprises who differentiates in eval.",

@@ -101,8 +101,9 @@ def certified(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
 def gap_error(norm: Tensor, table: Table) -> Tensor:
     """Bound the error of a difference of two computed scores (theory T28, after centring).
 
-    The first term is the rounding of products and norms, the second that of the centring, the third
-    what underflow may lose.
+    The first term is the rounding of products and norms, in whatever order they are added up: |c|² takes (D + 1)u
+    as a norm and again as the last term of the product. The second is that of the centring, the third what
+    underflow may lose.
 
     Args:
         norm: |z - centre| of the rows (N,), in the dtype of the table.
@@ -110,7 +111,7 @@ def gap_error(norm: Tensor, table: Table) -> Tensor:
     """
     info = torch.finfo(norm.dtype)
     u, dim, far = info.eps / 2, table.dim, table.largest
-    products = 2 * (dim + 5) * u * (2 * norm + far) * far
+    products = 4 * (dim + 5) * u * (norm + far) * far
     return 1.01 * (products + 4 * u * (norm + far).square()) + 4 * (dim + 4) * info.tiny
 
 
@@ -168,22 +169,20 @@ def _reduce_numpy(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, 
 
     numpy's argmin is vectorised, torch's is not: 20 times faster on a buffer in cache. torch's amin is.
     """
-    k = codes.shape[1]
-    best, second = values
-    at, least = index.numpy(), best.numpy()
-    offsets = np.arange(0, work.rows * k, k)
-    for i in range(0, len(left), work.rows):
-        part = left[i : i + work.rows]
-        m = len(part)
-        scores = work.scores[: m * k].view(m, k)
-        torch.mm(part, codes, out=scores)
-        array = scores.numpy()
-        winners = at[i : i + m]
-        array.argmin(1, out=winners)
-        flat, places = array.reshape(-1), winners + offsets[:m]
-        flat.take(places, out=least[i : i + m])
+    n, k = len(left), codes.shape[1]
+    size = min(work.rows, n)
+    scores, (best, second) = work.scores[: size * k].view(size, k), values
+    at, least, array, starts = index.numpy(), best.numpy(), scores.numpy(), np.arange(0, size * k, k)
+    flat = array.reshape(-1)
+    for i in range(0, n, size):
+        part = slice(i, i + size)
+        if i + size > n:
+            scores, array, starts = scores[: n - i], array[: n - i], starts[: n - i]
+        torch.mm(left[part], codes, out=scores)
+        places = array.argmin(1, out=at[part]) + starts
+        least[part] = flat[places]
         flat[places] = np.inf
-        torch.amin(scores, 1, out=second[i : i + m])
+        torch.amin(scores, 1, out=second[part])
 
 
 def _reduce_topk(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, values: Tensor) -> None:

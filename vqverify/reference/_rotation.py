@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-_CHUNK = 1 << 19
-"""Elements of one row chunk of the rotation: 2 MiB in float32, so that its many passes stay in a
-large cache."""
+from vqverify.reference._products import full_precision
+
+_CHUNK = 1 << 18
+"""Elements of one row chunk of the rotation: 1 MiB in float32, so that its many passes stay in a large cache."""
 
 
 def antiparallel_threshold(dim: int, dtype: torch.dtype = torch.float32) -> float:
@@ -39,13 +40,15 @@ class Turn(Function):
         step = max(1, _CHUNK // max(1, dim))
         rows = [t.reshape(-1, dim).split(step) for t in (x, z, q)]
         work = z.new_empty(3, min(step, max(1, out.numel() // max(1, dim))), dim, dtype=wide)
-        for x_part, z_part, q_part, out_part in zip(*rows, out.view(-1, dim).split(step), strict=True):
-            v, s, product = work[:, : len(out_part)]
-            target = out_part if out.dtype == wide else product
-            x_wide, z_wide, q_wide = (t.to(wide) for t in (x_part, z_part, q_part))
-            _turn_rows(x_wide, z_wide, q_wide, target, (v, s, product), transpose=transpose)
-            if target is product:
-                out_part.copy_(product)
+        # backward inside autocast, or TF32, would lower the precision of the dot products
+        with torch.autocast(z.device.type, enabled=False), full_precision():
+            for x_part, z_part, q_part, out_part in zip(*rows, out.view(-1, dim).split(step), strict=True):
+                v, s, product = work[:, : len(out_part)]
+                target = out_part if out.dtype == wide else product
+                x_wide, z_wide, q_wide = (t.to(wide) for t in (x_part, z_part, q_part))
+                _turn_rows(x_wide, z_wide, q_wide, target, (v, s, product), transpose=transpose)
+                if target is product:
+                    out_part.copy_(product)
         return out
 
     @staticmethod
@@ -89,12 +92,16 @@ def _turn_rows(
     torch.mul(q, inverse_q, out=v)
     torch.addcmul(v, z, inverse_z, out=s)
     sigma = torch.linalg.vector_norm(s, dim=1)
-    ones = s.new_ones(s.shape[1])
-    # row sums as a matrix-vector product are the fastest on short rows
-    s_x = torch.mul(s, x, out=product).mv(ones)
-    v_x = torch.mul(v, x, out=product).mv(ones)
+    s_x, v_x = _dots(s, x, product), _dots(v, x, product)
     lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), ratio, dim=z.shape[1], transpose=transpose)
     torch.mul(x, lam, out=out).addcmul_(s, alpha).addcmul_(v, beta)
+
+
+def _dots(a: Tensor, b: Tensor, work: Tensor) -> Tensor:
+    """Return the rows' dot products, by the way that is fastest at their length; ``work`` is overwritten."""
+    if 32 <= a.shape[1] <= 128:
+        return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
+    return torch.mul(a, b, out=work).mv(a.new_ones(a.shape[1]))
 
 
 def turn_zero(z: Tensor, q: Tensor) -> Tensor:
