@@ -148,3 +148,11 @@ def test_no_gradient_reaches_the_code():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"q must have the shape of z, \(2, 3\); it was \(3,\)"):
         rotate(torch.zeros(2, 3), torch.zeros(3))
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_autocast_does_not_lower_the_precision(dim):
+    z, q, g = torch.randn(3, 40, dim).unbind()
+    plain = rotation_vjp(z, q, g)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(rotation_vjp(z, q, g), plain)

@@ -1,6 +1,7 @@
 """Measures against their definitions, closed forms and published corrections."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +82,15 @@ def test_frechet_distance_is_the_textbook_formula():
 def test_inception_score_lies_between_one_and_the_number_of_classes():
     assert metrics.inception_score(torch.zeros(10, 5)) == pytest.approx(1)
     assert metrics.inception_score(100 * torch.eye(5)) == pytest.approx(5)
+
+
+def test_measures_of_images_draw_nothing_and_name_their_extra(monkeypatch):
+    before = torch.get_rng_state()
+    metrics.inception_score(torch.randn(10, 5, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'vqverify\[metrics\]'"):
+        metrics.psnr(torch.zeros(2), torch.ones(2))
 
 
 def test_feature_distance_with_a_small_network():

@@ -76,6 +76,35 @@ def latents(name: str, value: object, dim: int | None, axis: int = -1) -> None:
         raise ValueError(f"{name} must have {dim} entries along {where}; its shape was {tuple(value.shape)}")
 
 
+def same_shape(name: str, value: object, other: str, like: Tensor) -> None:
+    """Check that ``value`` is a floating-point tensor with the shape of ``like``, the argument called ``other``.
+
+    Raises:
+        TypeError: if it is no tensor of a floating-point dtype.
+        ValueError: if the shapes differ.
+    """
+    latents(other, like, None)
+    latents(name, value, None)
+    assert isinstance(value, torch.Tensor)
+    if value.shape != like.shape:
+        raise ValueError(f"{name} must have the shape of {other}, {tuple(like.shape)}; it was {tuple(value.shape)}")
+
+
+def finite(name: str, value: Tensor, *, infinity: bool = False) -> None:
+    """Check that no entry is NaN or, unless that has a meaning, infinite. Not under a compiler: it would break the graph.
+
+    Raises:
+        ValueError: if one is.
+    """
+    if torch.compiler.is_compiling():
+        return
+    bad = value.isnan() if infinity else ~value.isfinite()
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name} must {'not hold NaN' if infinity else 'be finite'}; {int(bad.sum())} of its entries were not"
+        )
+
+
 def matrix_pair(z: Tensor, codebook: Tensor) -> None:
     """Check latents (..., D) against a codebook (K, D) on the same device.
 
@@ -114,7 +143,7 @@ def code_indices(codes: object, size: int) -> Tensor:
     return wide
 
 
-def mask(value: object, shape: tuple[int, ...]) -> None:
+def mask(value: object, shape: tuple[int, ...], name: str = "mask") -> None:
     """Check that a mask is a bool tensor with the shape of the codes.
 
     Raises:
@@ -123,6 +152,6 @@ def mask(value: object, shape: tuple[int, ...]) -> None:
     """
     if not isinstance(value, torch.Tensor) or value.dtype != torch.bool:
         what = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise TypeError(f"mask must be a bool tensor (True: kept); it was {what}")
+        raise TypeError(f"{name} must be a bool tensor (True: kept); it was {what}")
     if value.shape != shape:
-        raise ValueError(f"mask must have the shape of the codes, {tuple(shape)}; it was {tuple(value.shape)}")
+        raise ValueError(f"{name} must have the shape of the codes, {tuple(shape)}; it was {tuple(value.shape)}")

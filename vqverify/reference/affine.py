@@ -31,6 +31,7 @@ class LearnableAffine(nn.Module):
             ValueError: if an argument is out of range.
         """
         super().__init__()
+        _checks.positive_int("dim", dim)
         self.rate = _checks.positive_number("rate", rate)
         self.groups = _checks.positive_int("groups", groups)
         self.scale = nn.Parameter(torch.zeros(groups, dim))
@@ -74,6 +75,7 @@ class MomentAffine(nn.Module):
             ValueError: if an argument is out of range.
         """
         super().__init__()
+        _checks.positive_int("dim", dim)
         self.decay = _checks.number("decay", decay, 0, 1)
         self.groups = _checks.positive_int("groups", groups)
         self.register_buffer("mean", torch.zeros(dim))
@@ -103,8 +105,13 @@ class MomentAffine(nn.Module):
 
     @torch.no_grad()
     def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
-        """Update the moments by a batch of latents (..., D); those with ``keep`` False do not count."""
+        """Update the moments by a batch of latents (..., D); those with ``keep`` False do not count.
+
+        Raises:
+            ValueError: if latents that count are not finite; the moments are untouched.
+        """
         rows = z.reshape(-1, z.shape[-1]) if keep is None else z[keep]
+        _checks.finite("z", rows)
         totals = torch.cat([rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)])
         totals = all_reduce_sum(totals)
         if not bool(totals[0] > 0):

@@ -42,7 +42,16 @@ def code_statistics(z: Tensor, codes: Tensor, size: int, *, masked: bool = False
         codes: int64 in [0, size), or -1 for latents that do not count.
         size: K.
         masked: whether some codes may be -1.
+
+    Raises:
+        TypeError: if the codes have no integer dtype.
+        ValueError: on a shape that does not fit, or a code out of range.
     """
+    if codes.shape != z.shape[:1] or z.ndim != 2:
+        raise ValueError(f"z and codes must be (N, D) and (N,); they were {tuple(z.shape)} and {tuple(codes.shape)}")
+    codes = _checks.code_indices(codes, _checks.positive_int("size", size))
+    if not masked and len(codes) and int(codes.min()) < 0:
+        raise ValueError("codes must be at least 0 unless masked=True; there were some of -1")
     wide = torch.promote_types(z.dtype, torch.float32)
     if masked:
         # one more bin for the latents that do not count; theirs may be NaN, but it is cut off
@@ -90,10 +99,11 @@ def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: floa
         smoothing: ε ≥ 0 of the Laplace smoothing; 0 for none.
 
     Raises:
-        ValueError: if ``decay`` or ``smoothing`` is out of range.
+        ValueError: if ``decay`` or ``smoothing`` is out of range, or the shapes do not fit.
     """
     _checks.number("decay", decay, 0, 1)
     _checks.number("smoothing", smoothing)
+    _checks.same_shape("batch.sums", batch.sums, "state.codebook", state.codebook)
     old, n = state.codebook.to(state.sums.dtype), batch.counts.to(state.counts.dtype)
     used = (n > 0).unsqueeze(1)
     counts = (state.counts * decay).add_(n, alpha=1 - decay).clamp_(min=LEAST_COUNT)
@@ -110,7 +120,12 @@ def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: floa
 
 
 def laplace_counts(counts: Tensor, smoothing: float) -> Tensor:
-    """Return N̂ = (N + ε) T/(T + Kε) with T = ΣN: the same total, no count at 0 (T21)."""
+    """Return N̂ = (N + ε) T/(T + Kε) with T = ΣN: the same total, no count at 0 (T21).
+
+    Raises:
+        ValueError: if ε is negative.
+    """
+    _checks.number("smoothing", smoothing)
     total = counts.sum()
     return (counts + smoothing) * (total / (total + len(counts) * smoothing))
 
@@ -129,6 +144,7 @@ def memoryless_update(codebook: Tensor, batch: Statistics, rate: float) -> Tenso
         ValueError: if ``rate`` is out of range.
     """
     _checks.number("rate", rate, 0, 1)
+    _checks.same_shape("batch.sums", batch.sums, "codebook", codebook)
     used = (batch.counts > 0).unsqueeze(1)
     old = codebook.to(batch.sums.dtype)
     mean = batch.sums / batch.counts.clamp(min=1).unsqueeze(1)

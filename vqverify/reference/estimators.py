@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd import Function
 
+from vqverify.reference import _checks
 from vqverify.reference._rotation import Turn, turn_zero
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ def straight_through(z: Tensor, q: Tensor) -> Tensor:
         A new tensor with the shape and dtype of ``z``.
 
     Raises:
+        TypeError: on a dtype that is not floating-point.
         ValueError: if the shapes differ.
     """
-    _same_shape(z, q)
+    _checks.same_shape("q", q, "z", z)
     q = q.detach().to(z.dtype)
     if torch.compiler.is_compiling():
         return q + (z - z.detach())
@@ -68,9 +70,10 @@ def rotate(z: Tensor, q: Tensor) -> Tensor:
         A new tensor with the shape and dtype of ``z``.
 
     Raises:
+        TypeError: on a dtype that is not floating-point.
         ValueError: if the shapes differ.
     """
-    _same_shape(z, q)
+    _checks.same_shape("q", q, "z", z)
     q = q.detach().to(z.dtype)
     if torch.compiler.is_compiling():
         return q + turn_zero(z, q).to(z.dtype)
@@ -89,8 +92,13 @@ def synchronize(z_q: Tensor, q: Tensor, weight: float) -> Tensor:
     Args:
         z_q: what an estimator returned (..., D).
         q: the codes, with gradient, the same shape.
-        weight: ν.
+        weight: ν ≥ 0.
+
+    Raises:
+        ValueError: if the shapes differ, or ν is out of range.
     """
+    _checks.same_shape("q", q, "z_q", z_q)
+    _checks.number("weight", weight)
     q = q.to(z_q.dtype)
     if torch.compiler.is_compiling():
         return z_q + weight * (q - q.detach())
@@ -99,17 +107,16 @@ def synchronize(z_q: Tensor, q: Tensor, weight: float) -> Tensor:
 
 def rotation_jvp(z: Tensor, q: Tensor, x: Tensor) -> Tensor:
     """Return J x = λR x for rows of ``x``, with the conventions of :func:`rotate`; all three (..., D)."""
+    _checks.same_shape("q", q, "z", z)
+    _checks.same_shape("x", x, "z", z)
     return Turn.apply(x, z.detach(), q.detach(), False)
 
 
 def rotation_vjp(z: Tensor, q: Tensor, g: Tensor) -> Tensor:
     """Return J^T g for rows of ``g``, with the conventions of :func:`rotate`; all three (..., D)."""
+    _checks.same_shape("q", q, "z", z)
+    _checks.same_shape("g", g, "z", z)
     return Turn.apply(g, z.detach(), q.detach(), True)
-
-
-def _same_shape(z: Tensor, q: Tensor) -> None:
-    if z.shape != q.shape:
-        raise ValueError(f"q must have the shape of z, {tuple(z.shape)}; it was {tuple(q.shape)}")
 
 
 # The signatures below are those of torch.autograd.Function, used or not.
@@ -171,9 +178,9 @@ class _Rotate(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         z, q = ctx.saved_tensors
-        return rotation_vjp(z, q, grad_outputs[0]), None
+        return Turn.apply(grad_outputs[0], z.detach(), q.detach(), True), None
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Tensor) -> Tensor:
         z, q = ctx.saved_tensors
-        return rotation_jvp(z, q, grad_inputs[0])
+        return Turn.apply(grad_inputs[0], z.detach(), q.detach(), False)

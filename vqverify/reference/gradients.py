@@ -26,7 +26,10 @@ def exact_gradient(f: Task, z: Tensor) -> Tensor:
     """Return g(z) (N, D): the gradient of the unquantized model. Its gap is 0 by definition."""
     with torch.enable_grad():
         point = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(f(point), point)
+        value = _scalar(f(point))
+        if not value.requires_grad:  # f is constant
+            return torch.zeros_like(z)
+        (gradient,) = torch.autograd.grad(value, point, materialize_grads=True)
     return gradient
 
 
@@ -35,9 +38,13 @@ def hessian_gradient(f: Task, z: Tensor, q: Tensor) -> Tensor:
 
     The gap is at most ½M|z - q|² if H is M-Lipschitz, and 0 for a quadratic f.
     """
+    _checks.same_shape("q", q, "z", z)
     with torch.enable_grad():
         point = q.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(f(point), point, create_graph=True)
+        value = _scalar(f(point))
+        if not value.requires_grad:  # f is constant
+            return torch.zeros_like(z)
+        (gradient,) = torch.autograd.grad(value, point, create_graph=True, materialize_grads=True)
         if not gradient.requires_grad:  # f is linear
             return gradient.detach()
         (product,) = torch.autograd.grad(gradient, point, grad_outputs=(z - q).detach(), materialize_grads=True)
@@ -49,6 +56,7 @@ def attach_gradient(loss: Tensor, z: Tensor, gradient: Tensor) -> Tensor:
 
     The term is ⟨gradient, z - sg z⟩, which is 0 for finite z.
     """
+    _checks.same_shape("gradient", gradient, "z", z)
     return loss + (gradient.detach() * (z - z.detach())).sum()
 
 
@@ -88,4 +96,12 @@ def double_forward(f: Task, z: Tensor, q: Tensor, scale: float = 1000.0) -> Tens
 
 def gradient_gap(f: Task, z: Tensor, estimate: Tensor) -> Tensor:
     """Return |g(z) - estimate| a latent (N,) (Huh et al. 2023, eq. 14: the unsquared norm)."""
+    _checks.same_shape("estimate", estimate, "z", z)
     return torch.linalg.vector_norm(exact_gradient(f, z) - estimate, dim=-1)
+
+
+def _scalar(value: Tensor) -> Tensor:
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        was = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"f must return a scalar tensor, the task loss; it returned {was}")
+    return value

@@ -69,14 +69,15 @@ class GumbelVQ(nn.Module):
 
         Raises:
             TypeError: on a dtype that is not floating-point.
-            ValueError: on a shape that does not fit.
+            ValueError: on a shape that does not fit, or latents that are not finite.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
+        _checks.finite("z", rows)
         logits = self.logits(rows)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         noisy = logits + gumbel_like(logits) if self.training else logits
         codes = noisy.argmax(-1)
-        hard = nn.functional.one_hot(codes, self.codebook_size)
+        hard = nn.functional.one_hot(codes, self.codebook_size).to(noisy.dtype)
         weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
         z_q = (weights @ self.codebook.to(weights.dtype)).to(z.dtype)
         loss = self._loss(kept(logits, mask))

@@ -55,6 +55,8 @@ def kmeans(
         ValueError: on an argument out of range, no latents, or latents that are not finite.
     """
     _checks.latents("z", z, None)
+    if not z.ndim or not z.shape[-1]:
+        raise ValueError(f"z must be (..., D), D at least 1; its shape was {tuple(z.shape)}")
     _checks.positive_int("size", size)
     _checks.positive_int("iterations", iterations, at_least=0)
     cosine = _checks.choice("metric", metric, {"euclidean": False, "cosine": True})

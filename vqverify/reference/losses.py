@@ -26,7 +26,8 @@ def commitment_loss(z: Tensor, q: Tensor, keep: Tensor | None = None, *, reducti
         A scalar, in at least float32; 0 where nothing counts.
 
     Raises:
-        ValueError: if the reduction is unknown.
+        TypeError: on a dtype that is not floating-point, or a ``keep`` that is not bool.
+        ValueError: if a shape does not fit, or the reduction is unknown.
     """
     return _square(z, q.detach(), keep, reduction)
 
@@ -58,6 +59,9 @@ def beta_of_commitment(weight: float) -> float:
 
 
 def _square(z: Tensor, q: Tensor, keep: Tensor | None, reduction: str) -> Tensor:
+    _checks.same_shape("q", q, "z", z)
+    if keep is not None:
+        _checks.mask(keep, z.shape[:-1], "keep")
     mean = _checks.choice("reduction", reduction, {"mean": True, "sum": False})
     # half precision would lose the mean: at least float32
     wide = torch.promote_types(torch.promote_types(z.dtype, q.dtype), torch.float32)

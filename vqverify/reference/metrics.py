@@ -1,8 +1,12 @@
-"""Measures of a codebook, of its use, and of reconstructions (theory T9, T30-T33)."""
+"""Measures of a codebook, of its use, and of reconstructions (theory T9, T30-T33).
+
+Those of reconstructions are torchmetrics's, on features that the caller's network computed (the extra ``metrics``).
+"""
 
 from __future__ import annotations
 
-import math
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +17,7 @@ from vqverify.reference.gradients import gradient_gap
 from vqverify.reference.lookup import nearest_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from torch import Tensor
 
@@ -64,12 +68,25 @@ def active_codes(counts: Tensor) -> int:
 
 
 def usage(counts: Tensor) -> float:
-    """Return the share of the codes in use, in [0, 1]."""
+    """Return the share of the codes in use, in [0, 1].
+
+    Raises:
+        ValueError: if ``counts`` is empty.
+    """
+    if not len(counts):
+        raise ValueError("counts must hold at least one code; it was empty")
     return active_codes(counts) / len(counts)
 
 
 def quantization_error(z: Tensor, q: Tensor) -> Tensor:
-    """Return mean |z - q|² over latents (squared norm, summed over channels), float64 (000, section 5)."""
+    """Return mean |z - q|² over latents (squared norm, summed over channels), float64 (000, section 5).
+
+    NaN where there are none.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _checks.same_shape("q", q, "z", z)
     return (z.double() - q.double()).square().sum(-1).mean()
 
 
@@ -108,6 +125,7 @@ def commitment_bound(z: Tensor, codebook: Tensor) -> Tensor:
 
     The bound of 001 eq. 33 lacks the second term, and holds for an optimal codebook only.
     """
+    _checks.matrix_pair(z, codebook)
     rows = z.double().reshape(-1, z.shape[-1])
     centre = rows.mean(0)
     spread = (rows - centre).square().sum(1).mean()
@@ -115,59 +133,60 @@ def commitment_bound(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def psnr(x: Tensor, y: Tensor, peak: float = 1.0) -> Tensor:
-    """Return 10 log₁₀(peak²/MSE) in decibels, float64, over all elements; infinite for equal inputs."""
-    error = (x.double() - y.double()).square().mean()
-    return 10 * torch.log10(peak**2 / error)
-
-
-def ssim(x: Tensor, y: Tensor, peak: float = 1.0, window: int = 11, sigma: float = 1.5) -> Tensor:
-    """Return the structural similarity of images (B, C, H, W), one a batch entry (B,), float64.
-
-    Gaussian window, K₁ = 0.01, K₂ = 0.03, no padding (Wang et al. 2004); mean over channels and positions.
+    """Return 10 log₁₀(peak²/MSE) in decibels, float64, over all elements; infinite for equal inputs.
 
     Raises:
+        ModuleNotFoundError: without the extra ``metrics``.
+        ValueError: if the shapes differ.
+    """
+    _same_images(x, y)
+    _checks.positive_number("peak", peak)
+    with _torchmetrics():
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
+        return peak_signal_noise_ratio(x.double(), y.double(), data_range=float(peak))
+
+
+def ssim(x: Tensor, y: Tensor, peak: float = 1.0) -> Tensor:
+    """Return the structural similarity of images (B, C, H, W), one a batch entry (B,), float64.
+
+    Gaussian window of 11 with σ = 1.5, K₁ = 0.01, K₂ = 0.03, no padding (Wang et al. 2004); mean over channels
+    and positions.
+
+    Raises:
+        ModuleNotFoundError: without the extra ``metrics``.
         ValueError: if the shapes differ or the images are smaller than the window.
     """
-    if x.shape != y.shape or x.ndim != 4 or min(x.shape[-2:]) < window:
-        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"x and y must be (B, C, H, W), H and W at least {window}; they were {shapes}")
-    line = torch.arange(window, dtype=torch.float64, device=x.device) - (window - 1) / 2
-    weights = torch.exp(-line.square() / (2 * sigma**2))
-    weights = weights / weights.sum()
-    kernel = torch.outer(weights, weights)[None, None]
+    _same_images(x, y)
+    if x.ndim != 4 or min(x.shape[-2:]) < 11:
+        raise ValueError(f"x and y must be (B, C, H, W), H and W at least 11; their shape was {tuple(x.shape)}")
+    with _torchmetrics():
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
-    def blur(image: Tensor) -> Tensor:
-        flat = image.reshape(-1, 1, *image.shape[-2:])
-        return torch.nn.functional.conv2d(flat, kernel).reshape(*image.shape[:2], -1)
-
-    x, y = x.double(), y.double()
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return (value / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean((1, 2))
+        found = structural_similarity_index_measure(x.double(), y.double(), data_range=float(peak), reduction="none")
+    assert isinstance(found, torch.Tensor)
+    return found.reshape(len(x))
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Return |μ_x - μ_y|² + tr(Σ_x + Σ_y - 2(Σ_xΣ_y)^½) of two sets of features (N, F), in float64.
 
     With the features of Inception-v3 this is the FID, with those of I3D on clips the FVD (Heusel et al. 2017;
-    Unterthiner et al. 2018); the network is the caller's. The trace of the root is the sum of the roots of
-    the eigenvalues of Σ_x^½ Σ_y Σ_x^½, which are real and not negative.
+    Unterthiner et al. 2018); the network is the caller's.
 
     Raises:
+        ModuleNotFoundError: without the extra ``metrics``.
         ValueError: if a set has fewer than 2 rows, or the widths differ.
     """
-    if min(len(x), len(y)) < 2 or x.ndim != 2 or x.shape[1:] != y.shape[1:]:
+    if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
         raise ValueError(f"x and y must be (N, F), N at least 2; they were {tuple(x.shape)}, {tuple(y.shape)}")
-    x, y = x.double(), y.double()
-    cov_x, cov_y = (torch.atleast_2d(torch.cov(t.T)) for t in (x, y))
-    values, vectors = torch.linalg.eigh(cov_x)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_y @ root).clamp(min=0).sqrt().sum()
-    mean = (x.mean(0) - y.mean(0)).square().sum()
-    return max(0.0, float(mean + cov_x.trace() + cov_y.trace() - 2 * cross))
+    with _torchmetrics():
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(feature=_Given(x.shape[1])).to(x.device).set_dtype(torch.float64)
+        metric.update(x.double(), real=True)
+        metric.update(y.double(), real=False)
+        return max(0.0, float(metric.compute()))
 
 
 def inception_score(logits: Tensor) -> float:
@@ -175,10 +194,50 @@ def inception_score(logits: Tensor) -> float:
 
     Between 1 and the number of classes; the classifier is the caller's (Inception-v3 for the published
     number).
+
+    Raises:
+        ModuleNotFoundError: without the extra ``metrics``.
+        ValueError: if there are no logits.
     """
-    log_p = torch.log_softmax(logits.double(), 1)
-    log_mean = torch.logsumexp(log_p, 0) - math.log(len(log_p))
-    return math.exp(float((log_p.exp() * (log_p - log_mean)).sum(1).mean()))
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must be (N, classes), both at least 1; their shape was {tuple(logits.shape)}")
+    # the library shuffles before it splits: with one split that changes nothing, but it draws
+    with _torchmetrics(), torch.random.fork_rng(devices=[]):
+        from torchmetrics.image.inception import InceptionScore
+
+        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=1)
+        metric.update(logits.double())
+        return float(metric.compute()[0])
+
+
+class _Given(torch.nn.Module):
+    """A feature network whose work is done: it returns the features that it gets."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@contextmanager
+def _torchmetrics() -> Generator[None]:
+    """Say which extra is missing; silence the library's advice about memory and splits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in {"torchmetrics", "lightning_utilities"}:
+                raise
+            what = "measures of images come from torchmetrics, which is not installed: pip install 'vqverify[metrics]'"
+            raise ModuleNotFoundError(what, name=error.name) from error
+
+
+def _same_images(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"x and y must have one shape; they were {tuple(x.shape)} and {tuple(y.shape)}")
 
 
 def feature_distance(x: Tensor, y: Tensor, network: Callable[[Tensor], list[Tensor]]) -> Tensor:
@@ -186,13 +245,15 @@ def feature_distance(x: Tensor, y: Tensor, network: Callable[[Tensor], list[Tens
 
     At each layer the features are normalised along channels, and the squared difference is summed over
     channels, averaged over positions; the layers add up. The published LPIPS also weighs channels: let the
-    network return its features times the square roots of those weights, normalised.
+    network return its features times the square roots of those weights, normalised. (torchmetrics's takes
+    networks by name only.)
 
     Args:
         x: images.
         y: images, the same shape.
         network: images -> list of feature maps (B, C_l, H_l, W_l).
     """
+    _same_images(x, y)
     total = x.new_zeros(len(x))
     for a, b in zip(network(x), network(y), strict=True):
         a, b = (torch.nn.functional.normalize(t, dim=1, eps=1e-10) for t in (a, b))  # noqa: PLW2901

@@ -60,6 +60,6 @@ def as_replacement(value: Replacement | int | None) -> Replacement | None:
     Raises:
         ValueError: if the int is below 1.
     """
-    if isinstance(value, int):
-        return Replacement(lifespan=_checks.positive_int("replacement", value))
-    return value
+    if value is None or isinstance(value, Replacement):
+        return value
+    return Replacement(lifespan=_checks.positive_int("replacement", value))

@@ -30,10 +30,11 @@ def sample_codes(
 
     Raises:
         TypeError: on a dtype that is not floating-point.
-        ValueError: on a shape or temperature that does not fit.
+        ValueError: on a shape or temperature that does not fit, or latents that are not finite.
     """
     _checks.matrix_pair(z, codebook)
     temperature = _checks.positive_number("temperature", temperature)
+    _checks.finite("z", z)
     rows = z.detach().reshape(-1, z.shape[-1])
     wide = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
     codes = codebook.detach().to(wide)

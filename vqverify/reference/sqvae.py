@@ -75,9 +75,10 @@ class SQVAE(nn.Module):
 
         Raises:
             TypeError: on a dtype that is not floating-point.
-            ValueError: on a shape that does not fit.
+            ValueError: on a shape that does not fit, or latents that are not finite.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
+        _checks.finite("z", rows)
         wide = torch.promote_types(torch.promote_types(z.dtype, self.codebook.dtype), torch.float32)
         codebook = self.codebook.to(wide)
         # differences, not the expanded square: the latents may lie anywhere
@@ -85,7 +86,7 @@ class SQVAE(nn.Module):
         log_p = torch.log_softmax(-0.5 * distance * torch.exp(-self.log_variance), -1)
         noisy = log_p + gumbel_like(log_p) if self.training else log_p
         codes = noisy.argmax(-1)
-        hard = nn.functional.one_hot(codes, self.codebook_size)
+        hard = nn.functional.one_hot(codes, self.codebook_size).to(noisy.dtype)
         weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
         z_q = (weights @ codebook).to(z.dtype)
         loss = self._loss(kept(distance, mask), kept(log_p, mask))

@@ -157,9 +157,10 @@ class LFQ(nn.Module):
 
         Raises:
             TypeError: on a dtype that is not floating-point.
-            ValueError: on a shape that does not fit.
+            ValueError: on a shape that does not fit, or NaN in the latents (an infinite one has a sign).
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
+        _checks.finite("z", rows, infinity=True)
         positive = rows.detach() > 0
         q = torch.where(positive, 1.0, -1.0).to(rows.dtype)
         z_q = straight_through(rows, q)
