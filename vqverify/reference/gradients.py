@@ -101,7 +101,6 @@ def gradient_gap(f: Task, z: Tensor, estimate: Tensor) -> Tensor:
 
 
 def _scalar(value: Tensor) -> Tensor:
-    if not isinstance(value, torch.Tensor) or value.numel() != 1:
-        was = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(f"f must return a scalar tensor, the task loss; it returned {was}")
+    if value.numel() != 1:
+        raise ValueError(f"f must return a scalar tensor, the task loss; its shape was {tuple(value.shape)}")
     return value
