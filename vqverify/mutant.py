@@ -12,7 +12,7 @@ SUBJECTS = (
     "interface_purity", "interface_batching", "interface_lifecycle", "interface_precision", "stochastic", "residual",
     "scalar", "structure", "metrics", "update_state", "update_learnt", "lookup_cells",
     "cosine", "loss_limits", "estimator_paths", "entropy", "residual_scales", "update_start",
-    "gap", "update_affine",
+    "gap", "update_affine", "update_distributed",
 )  # fmt: skip
 
 

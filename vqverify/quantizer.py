@@ -155,6 +155,10 @@ class Spec:
         return f"{built}.{self.submodule}" if self.submodule else built
 
 
+class CannotOpenError(Exception):
+    """The target cannot be built by its name in another process."""
+
+
 class Quantizer(Protocol):
     """A subject, ready to be checked. Every exception of the layer inside comes out as a `Violation`."""
 
@@ -276,6 +280,15 @@ class Quantizer(Protocol):
             overrides: kwargs that differ.
             seed: of the construction.
             warm: run the passes that initialise the layer; without them it is in the state before its first call.
+        """
+        ...
+
+    def together(self, work: str, arguments: Any) -> list[Any]:
+        """What `module:function` returns, called with (subject, rank, arguments) in each of two joined processes.
+
+        Raises:
+            Violation: `hung`, `raised`.
+            CannotOpenError: if the target cannot be built by its name.
         """
         ...
 

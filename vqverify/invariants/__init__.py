@@ -30,6 +30,7 @@ MODULES = (
     "update_learnt",
     "update_expiry",
     "update_affine",
+    "update_distributed",
     "update_start",
     "stochastic",
     "stochastic_law",

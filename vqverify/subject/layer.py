@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vqverify.bounds import Violation
 from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
-from vqverify.subject import capture, made, state
+from vqverify.subject import capture, made, processes, state
 from vqverify.subject.bare import BareEstimator
 from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
 from vqverify.subject.randomness import forked
@@ -380,6 +380,9 @@ class Layer:
         if warm:
             twin.warm_up()
         return twin
+
+    def together(self, work: str, arguments: Any) -> list[Any]:
+        return processes.together(self, work, arguments)
 
     def over(self, module: nn.Module) -> Layer:
         return replace(self, module=module, _fresh=None, _located={}, _located_again={})
