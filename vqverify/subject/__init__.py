@@ -221,10 +221,11 @@ def _available(device: str | None) -> None:
 
 
 def _known_arguments(bare: type[nn.Module], kwargs: Mapping[str, Any]) -> None:
+    role = "estimator" if bare is BareEstimator else "lookup"
     for key in kwargs:
         if key not in {"dim", "codebook_size"}:
-            raise TargetError(f"a bare {'estimator' if bare is BareEstimator else 'lookup'} has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
-    check_arguments(bare, {"estimator" if bare is BareEstimator else "lookup": None, **kwargs})
+            raise TargetError(f"a bare {role} has no argument {key!r}{suggest(key, ('dim', 'codebook_size'))}")
+    check_arguments(bare, {role: None, **kwargs})
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
