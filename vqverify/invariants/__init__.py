@@ -26,6 +26,7 @@ MODULES = (
     "loss_limits",
     "loss_entropy",
     "update",
+    "update_start",
     "update_state",
     "update_learnt",
     "update_expiry",

@@ -61,7 +61,7 @@ def _codes(out: Quantized) -> list[np.ndarray]:
 
 def on_sphere(subject: Quantizer) -> bool:
     """Whether the layer, as built, returns codes of norm 1."""
-    return all(bool((np.abs(norms(rows) - 1) < UNIT).all()) for rows in _codes(_probe(subject, train=True)))
+    return all(_unit(rows) for rows in _codes(_probe(subject, train=True)))
 
 
 def _scale_free(subject: Quantizer) -> tuple[str, ...]:
@@ -142,11 +142,16 @@ def cosine_sphere(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 def _stays(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Two training steps, one of an optimiser among them, and the codes of a pass after them."""
+    """Two training steps, one of an optimiser among them, and the codes of a pass after them.
+
+    Where z_q is the code itself it is judged too: the codes that are read off the layer are normalised.
+    """
     parameters = [p for p in subject.module.parameters() if p.requires_grad]
     rate = 2.0**-4
+    whole = False
     for step in range(2):
         out = subject.forward(case.z, train=True, seed=case.seed + step)
+        whole = _unit(array(out.z_q.rows)) if step == 0 else whole
         value = out.z_q.rows.sum() if out.loss is None else out.z_q.rows.sum() + out.loss
         if value.requires_grad and parameters:
             found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(value, parameters, allow_unused=True))
@@ -156,14 +161,21 @@ def _stays(subject: Quantizer, case: Case) -> Iterator[Clause]:
                         parameter.data.sub_(rate * gradient)
     out = subject.forward(case.z, train=True, seed=case.seed, trace=True)
     u, d = roundoff(subject), subject.domain.dim
-    for rows, z in zip(_codes(out), _latents(out), strict=True):
-        allowed = np.full(len(rows), (4 * d + 16) * u)
+    judged = list(zip(_codes(out), _latents(out), strict=True))
+    judged += [(array(out.z_q.rows), array(out.z.rows))] if whole and out.levels else []
+    for rows, z in judged:
+        # the code's own norm, and z + sg(q − z) (T14)
+        allowed = (4 * d + 16) * u + 1.01 * u * (2 * norms(rows) + norms(rows - z))
         if trait(subject, "estimator") not in {"straight-through", "none"}:
             law = rotation_law_bound(z, rows / np.maximum(norms(rows), UNIT)[:, None], u)
             allowed = np.where(law < SAFE, allowed + law, np.inf)
         keep = np.isfinite(allowed)
         if keep.any():
             yield within(norms(rows)[keep] - 1, allowed[keep], "norm", "| |q| − 1 | after two training steps")
+
+
+def _unit(rows: np.ndarray) -> bool:
+    return bool((np.abs(norms(rows) - 1) < UNIT).all())
 
 
 def _latents(out: Quantized) -> list[np.ndarray]:

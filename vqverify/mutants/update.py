@@ -118,7 +118,45 @@ class LearnsInEval(EmaLayer):
 
 HERE = "vqverify.mutants.update"
 SIZES = {"dim": 4, "codebook_size": 8}
+
+
+class MeansForSums(EmaLayer):
+    """k-means on the first batch, whose means stand where the sums belong."""
+
+    def __init__(self, dim: int, codebook_size: int, decay: float = 0.9, commitment_weight: float = 0.25) -> None:
+        super().__init__(dim, codebook_size, decay, commitment_weight)
+        self.register_buffer("started", torch.tensor(data=False))
+
+    started: Tensor
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Z (…, D) to (z_q, codes, loss); the first pass in train starts the codebook."""
+        if self.training and not self.started:
+            self.start(z.detach().reshape(-1, z.shape[-1]))
+        return super().forward(z)
+
+    @torch.no_grad()
+    def start(self, flat: Tensor) -> None:
+        """One step of Lloyd from the first latents; the counts are right, the sums are the means."""
+        centres = flat[torch.arange(len(self.table)) % len(flat)]
+        hot = F.one_hot(torch.cdist(flat, centres).argmin(1), len(self.table)).to(flat)
+        n = hot.sum(0)
+        means = torch.where(n[:, None] > 0, hot.t() @ flat / n.clamp_min(1)[:, None], centres)
+        self.table.copy_(means)
+        self.total.copy_(means)
+        self.size.copy_(n.clamp_min(1))
+        self.started.fill_(value=True)
+
+
 MUTANTS = (
+    Mutant(
+        "means_for_sums",
+        f"{HERE}:MeansForSums",
+        ("update.first_batch",),
+        "sums that are means after k-means",
+        SIZES,
+        "vector-quantize-pytorch up to 1.6.30, issue 66",
+    ),
     Mutant(
         "ema_decay_swapped",
         f"{HERE}:DecaySwapped",
