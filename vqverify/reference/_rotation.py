@@ -92,16 +92,12 @@ def _turn_rows(
     torch.mul(q, inverse_q, out=v)
     torch.addcmul(v, z, inverse_z, out=s)
     sigma = torch.linalg.vector_norm(s, dim=1)
-    s_x, v_x = _dots(s, x, product), _dots(v, x, product)
+    ones = s.new_ones(s.shape[1])
+    # row sums as a matrix-vector product are the fastest on short rows
+    s_x = torch.mul(s, x, out=product).mv(ones)
+    v_x = torch.mul(v, x, out=product).mv(ones)
     lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), ratio, dim=z.shape[1], transpose=transpose)
     torch.mul(x, lam, out=out).addcmul_(s, alpha).addcmul_(v, beta)
-
-
-def _dots(a: Tensor, b: Tensor, work: Tensor) -> Tensor:
-    """Return the rows' dot products, by the way that is fastest at their length; ``work`` is overwritten."""
-    if 32 <= a.shape[1] <= 128:
-        return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
-    return torch.mul(a, b, out=work).mv(a.new_ones(a.shape[1]))
 
 
 def turn_zero(z: Tensor, q: Tensor) -> Tensor:
