@@ -157,17 +157,23 @@ class Reading:
     high: float
 
 
-def readings(subject: Quantizer) -> list[Reading]:
-    """What an entropy term may be: E[H] − γH(mean), the divergence of each latent's, or of the mean use."""
+def readings(subject: Quantizer, name: str) -> list[Reading]:
+    """What an entropy term may be: E[H] − γH(mean), the divergence of each latent's, or of the mean use, from the uniform.
+
+    E[H] alone, which is 0 for every sharp use, is one where no argument speaks of diversity.
+    """
     numbers = constructed(subject)
-    share = next((value for name, value in numbers.items() if name.startswith("diversity")), 1.0)
+    said = [value for argument, value in numbers.items() if argument.startswith("diversity")]
+    share = said[0] if said else 1.0
     size = float(trait(subject, "codebook_size"))
-    units = (np.log(size), np.log2(size), 1.0)
     kinds = [
         Reading(0.0, -share, -share, max(0.0, 1.0 - share)),
         Reading(1.0, 1.0, 0.0, 1.0),
         Reading(1.0, 0.0, 0.0, 1.0),
     ]
+    if not said and "diversity" not in name:
+        kinds.append(Reading(0.0, 0.0, 0.0, 1.0))
+    units = (np.log(size), np.log2(size), 1.0)
     return [Reading(*(unit * x for x in (r.one, r.every, r.low, r.high))) for r in kinds for unit in units]
 
 
@@ -179,7 +185,7 @@ def _entropy(subject: Quantizer, name: str, seed: int) -> Iterator[Clause]:
         return
     size, u = int(trait(subject, "codebook_size")), roundoff(subject)
     options: list[list[Clause]] = []
-    for reading in readings(subject):
+    for reading in readings(subject, name):
         slack = (2 * size + 32) * u * max(abs(reading.low), abs(reading.high)) + GUARD * size
         options.append([
             within(part.value - want, part.noise + slack, label, f"{part.value:.6g} for a term that is {want:.6g} with {said}")
@@ -209,7 +215,7 @@ def entropy_bounds(subject: Quantizer, case: Case) -> Iterator[Clause]:
         found = term(subject, name, case.z, seed=case.seed)
         if found is None:
             continue
-        reading = readings(subject)[0]
+        reading = readings(subject, name)[0]
         slack = found.noise + (2 * case.z.numel() + 64) * roundoff(subject) * abs(reading.low) + GUARD
         middle, half = (reading.low + reading.high) / 2, (reading.high - reading.low) / 2
         yield within(
