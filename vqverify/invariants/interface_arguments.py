@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, se
 from vqverify.invariants.interface import SOURCE, backward, finite_state, received
 from vqverify.invariants.interface_batching import still, train_repeats
 from vqverify.invariants.measure import SAFE, array, norms, rotation_law_bound, roundoff, trait
+from vqverify.quantizer import Quantizer
 from vqverify.subject.plan import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vqverify.quantizer import Quantized, Quantizer, Via
+    from vqverify.quantizer import Quantized, Via
 
 HUGE = 1e4
 SLIPS = (NameError, AttributeError, ZeroDivisionError)  # what nobody raises on purpose
@@ -42,16 +44,26 @@ def method(subject: Quantizer) -> Callable[..., Any]:
 
 def mask_layout(subject: Quantizer) -> str | None:
     """The first layout in which the layer takes a mask with one entry a latent; None without one."""
-    if "mask" not in parameters(method(subject)):
-        return None
+    if subject not in _LAYOUTS:
+        _LAYOUTS[subject] = _mask_layout(subject) if "mask" in parameters(method(subject)) else None
+    return _LAYOUTS[subject]
+
+
+_LAYOUTS: WeakKeyDictionary[Quantizer, str | None] = WeakKeyDictionary()
+"""Finding it takes passes, and a built layer does not change its mind."""
+
+
+def _mask_layout(subject: Quantizer) -> str | None:
+    before = subject.snapshot()
     z = torch.zeros(max(2, subject.domain.min_n), subject.domain.dim, dtype=subject.domain.dtype)
+    everything = torch.ones(len(z), dtype=torch.bool)
     for layout in subject.domain.layouts:
         try:
-            subject.forward(
-                z, seed=0, grad=False, layout=layout, via=masked(torch.ones(len(z), dtype=torch.bool), layout)
-            )
+            subject.forward(z, seed=0, grad=False, layout=layout, via=masked(everything, layout))
         except Violation:
             continue
+        finally:
+            subject.restore(before)
         return layout
     return None
 
@@ -96,7 +108,6 @@ def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
     kind, _, mode = (case.part or "").partition("/")
     train, layout = mode != "eval", mask_layout(subject)
     assert layout is not None
-    prepare(subject, case)  # finding the layout took passes
     z, n = case.z, len(case.z)
     if kind == "ones":
         train = train_repeats(subject)
