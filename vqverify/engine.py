@@ -1,63 +1,27 @@
-"""The verb: run a job, a value, and return its results. The only caller of Hypothesis.
-
-A search has three phases, since a fixed stream that misses a bug misses it for ever: corners, one mass pass,
-then Hypothesis in blocks of 25 examples with a seed each, so that a longer profile contains a shorter one.
-"""
+"""The verb: run a job, a value, and return its results."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
-import hypothesis
 import torch
-from hypothesis.strategies import SearchStrategy
 
-from vqverify import strategies
 from vqverify.bounds import Clause, Violation
 from vqverify.case import Case, prepare
-from vqverify.invariant import Invariant, State, Undetermined, applicability, registry
+from vqverify.examples import Examples, Profile
+from vqverify.invariant import Invariant, Undetermined, applicability, registry
 from vqverify.quantizer import Quantizer, Spec
 from vqverify.report import Result, Status
 from vqverify.shrink import shrink
 from vqverify.witness import Witness
 
 OpenSubject = Callable[[Spec], Quantizer]
-BLOCK = 25
-MASS = {"law": 10, "limit": 10, "contract": 4, "hardening": 4}  # batches: numbers need many structures, shapes few
 MOST_LABELS = 3  # distinct failures of one case that are shrunk and reported
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How long to look.
-
-    Attributes:
-        name: quick, merge or nightly.
-        blocks: of 25 examples for each searched row.
-        fixed: the stream is a function of the seed; otherwise it is drawn anew, and printed.
-    """
-
-    name: str
-    blocks: int
-    fixed: bool = True
-
-
-PROFILES = {
-    "quick": Profile("quick", 1),
-    "merge": Profile("merge", 8),
-    "nightly": Profile("nightly", 40, fixed=False),
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +71,7 @@ def run(job: Job, open_subject: OpenSubject) -> Outcome:
                 witnesses |= outcome.witnesses
     finally:
         torch.set_num_threads(threads)
-    return Outcome(explain(results), witnesses)
+    return Outcome(tuple(results), witnesses)
 
 
 def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
@@ -123,14 +87,11 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
         subject.restore()
         parts = tuple(row.parts(subject))
         subject.restore()
-        stock = _stock(subject)
-        cases = _inputs(row, stock, job)
+        examples = Examples(row, subject, job.profile, (job.seed, job.spec.name))
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for index, part in enumerate(parts):
-        outcome = _check_part(
-            row, subject, job, part, _dealt(row, cases, index, max(len(parts), 10 * stock.frame.large))
-        )
+        outcome = _check_part(row, subject, job, part, examples.of_case(index, len(parts)))
         results += outcome.results
         witnesses |= outcome.witnesses
     if not parts:
@@ -224,87 +185,6 @@ def _worst(*margins: float | None) -> float | None:
     return max((margin for margin in margins if margin is not None), default=None)
 
 
-@dataclass(frozen=True)
-class _Stock:
-    """What the rows of one subject share: what may be drawn, and the mass batches of each state."""
-
-    frame: strategies.Frame
-    batches: dict[State, tuple[Case, ...]] = field(default_factory=dict[State, tuple[Case, ...]])
-
-    def mass(self, state: State, count: int) -> tuple[Case, ...]:
-        """The first batches; fewer for a large layer."""
-        count //= 3 if self.frame.large else 1
-        have = self.batches.get(state, ())
-        if len(have) < count:
-            have = self.batches[state] = tuple(strategies.mass(self.frame, state, count))
-        return have[:count]
-
-
-_STOCKS: WeakKeyDictionary[Quantizer, _Stock] = WeakKeyDictionary()
-
-
-def _stock(subject: Quantizer) -> _Stock:
-    """The stock of a subject in its fresh state, made on first use."""
-    if subject not in _STOCKS:
-        _STOCKS[subject] = _Stock(strategies.frame(subject))
-    return _STOCKS[subject]
-
-
-def _inputs(row: Invariant, stock: _Stock, job: Job) -> list[Case]:
-    """The examples of a row, the same for each of its cases."""
-    if row.mode in {"statistical", "process"}:
-        table = stock.mass("fresh", 3)[0]
-        return [replace(table, seed=_digest(job.seed, job.spec.name, row.id))]
-    cases = list(strategies.corners(stock.frame, row.corners, row.state))
-    if row.mode == "search":
-        cases += stock.mass(row.state, MASS[row.kind])
-        for block in range(job.profile.blocks):
-            cases += drawn(strategies.searched(stock.frame, row.state), _digest(job.seed, job.spec.name, row.id, block))
-    return cases
-
-
-def _dealt(row: Invariant, cases: list[Case], index: int, parts: int) -> list[Case]:
-    """What one case of a row sees: all of it for a law; a contract deals the drawn examples out to its cases."""
-    step = 1 if row.kind in {"law", "limit"} else max(2, parts // 2)
-    searched = [case for case in cases if case.origin == strategies.SEARCH]
-    return [case for case in cases if case.origin != strategies.SEARCH] + searched[index % step :: step]
-
-
-def drawn(strategy: SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
-    """One block of examples from Hypothesis: the same for the same seed, no database, no deadline."""
-    cases: list[Case] = []
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=cast("list[hypothesis.HealthCheck]", list(hypothesis.HealthCheck)),
-        print_blob=False,
-    )
-    @hypothesis.given(strategy)
-    def collect(case: Case) -> None:
-        cases.append(case)
-
-    with _storage():
-        collect()
-    return cases
-
-
-@contextmanager
-def _storage() -> Generator[None]:
-    """Keep Hypothesis's own cache out of the folder that the user stands in."""
-    name = "HYPOTHESIS_STORAGE_DIRECTORY"
-    before = os.environ.get(name)
-    os.environ[name] = before or str(Path(tempfile.gettempdir()) / "vqverify-hypothesis")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
 def _smallest(row: Invariant, subject: Quantizer, label: str, case: Case) -> tuple[Clause, Case]:
     """Shrink a failing case; the clause is the one that the smallest case gives."""
 
@@ -322,10 +202,6 @@ def _smallest(row: Invariant, subject: Quantizer, label: str, case: Case) -> tup
             f"{row.id} failed once with {label!r} and holds on the same input: the check is not deterministic"
         )
     return clause, small
-
-
-def _digest(*parts: object) -> int:
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 
 def _result(row: Invariant, job: Job, status: Status, case: str | None = None, **values: Any) -> Result:
@@ -350,30 +226,3 @@ def _errored(row: Invariant, job: Job, part: str | None, error: Exception, secon
     return _result(
         row, job, "error", case=part, seconds=seconds, reason=f"{type(error).__name__} in {where}: {error}"[:400]
     )
-
-
-def explain(results: Iterable[Result]) -> tuple[Result, ...]:
-    """Name, for each failed row, the failed rows that it only follows from."""
-    results = tuple(results)
-    known = registry()
-    failed = {name for result in results if result.status in {"failed", "fixed"} for name in _names(result)}
-    return tuple(
-        replace(result, explained_by=_causes(result, known[result.invariant].follows, failed))
-        if result.status == "failed"
-        else result
-        for result in results
-    )
-
-
-def _names(result: Result) -> tuple[str, str]:
-    """What `follows` may call a result: its id, or its id with the case."""
-    return result.invariant, f"{result.invariant}[{result.case}]"
-
-
-def _causes(result: Result, follows: tuple[str, ...], failed: set[str]) -> tuple[str, ...]:
-    """Failed rows that name the cause: what the row says it follows, and for NaN and exceptions the rows about them."""
-    general = {"raised": "interface.runs"}.get(result.label or "")
-    if "finite" in (result.label or ""):
-        general = "estimator.finite"
-    causes = (*follows, general) if general and general != result.invariant else follows
-    return tuple(dict.fromkeys(id_ for id_ in causes if id_ in failed))

@@ -2,7 +2,8 @@
 
 import torch
 
-from vqverify import engine, strategies
+from vqverify import examples, strategies
+from vqverify.invariant import registry
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject
 
@@ -17,15 +18,15 @@ def same(a, b):
 
 def test_a_block_is_a_function_of_its_seed():
     strategy = strategies.searched(strategies.frame(layer()), "both")
-    first, again, other = (engine.drawn(strategy, seed) for seed in (1, 1, 2))
-    assert len(first) == engine.BLOCK
+    first, again, other = (examples.drawn(strategy, seed) for seed in (1, 1, 2))
+    assert len(first) == examples.BLOCK
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     assert not all(same(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_structures_are_reached():
     frame = strategies.frame(layer())
-    cases = [case for seed in range(8) for case in engine.drawn(strategies.searched(frame, "warmed"), seed)]
+    cases = [case for seed in range(8) for case in examples.drawn(strategies.searched(frame, "warmed"), seed)]
     assert all(case.history for case in cases)
     assert any(len(case.z) == 1 for case in cases)
     assert any(case.codebook is None for case in cases)
@@ -47,10 +48,7 @@ def test_corners_reach_the_antiparallel_pair_and_the_exact_tie():
 
 
 def test_merge_contains_quick():
-    job = engine.Job(Spec("x:X"), (), engine.PROFILES["quick"])
-    subject = layer()
-    row = engine.registry()["lookup.nearest"]
-    quick = engine._inputs(row, engine._stock(subject), job)
-    merge = engine._inputs(row, engine._stock(subject), engine.Job(Spec("x:X"), (), engine.PROFILES["merge"]))
-    assert len(merge) == len(quick) + 7 * engine.BLOCK
-    assert all(same(a, b) for a, b in zip(quick, merge, strict=False))
+    subject, row = layer(), registry()["lookup.nearest"]
+    quick, merge = (examples.Examples(row, subject, examples.PROFILES[name], (0, "x")) for name in ("quick", "merge"))
+    assert len(merge.of_case(0, 1)) == len(quick.of_case(0, 1)) + 7 * examples.BLOCK
+    assert all(same(a, b) for a, b in zip(quick.of_case(0, 1), merge.of_case(0, 1), strict=False))

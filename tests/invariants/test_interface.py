@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vqverify.engine import PROFILES, Job, run
+from vqverify.engine import Job, run
+from vqverify.examples import PROFILES
 from vqverify.invariant import registry
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject

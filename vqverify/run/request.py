@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vqverify import engine
+from vqverify import examples
 from vqverify.quantizer import Spec
 
 
@@ -65,15 +65,15 @@ class Request:
         }
 
 
-def profile_called(name: str) -> engine.Profile:
+def profile_called(name: str) -> examples.Profile:
     """The profile of that name.
 
     Raises:
         RequestError: if there is none.
     """
-    if name not in engine.PROFILES:
-        raise RequestError(f"no profile is called {name!r}; there are {', '.join(engine.PROFILES)}")
-    return engine.PROFILES[name]
+    if name not in examples.PROFILES:
+        raise RequestError(f"no profile is called {name!r}; there are {', '.join(examples.PROFILES)}")
+    return examples.PROFILES[name]
 
 
 def seed_for(profile: str, given: int | None) -> int:

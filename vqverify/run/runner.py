@@ -17,7 +17,7 @@ from vqverify._version import __version__
 from vqverify.invariant import Invariant, registry, select
 from vqverify.quantizer import Quantizer
 from vqverify.report import Report, Result, SubjectReport, dumps, subject_exit
-from vqverify.run import expected, opening
+from vqverify.run import expected, grouping, opening
 from vqverify.run.request import Request, RequestError, profile_called
 from vqverify.subject.layer import Layer
 
@@ -117,7 +117,7 @@ class Run:
         results = expected.applied(results, self.opened.verdicts)
         if request.budget is not None and missing and (self._left() or 0) <= 0:
             results += [opening.unchecked(row, "undetermined", BUDGET, spec.seed) for row in missing]
-        results = engine.explain(results)
+        results = grouping.explain(results)
         required = _required(results, request.require)
         code = subject_exit(results, fail_on=request.fail_on, strict=request.strict, required=required)
         subject = SubjectReport(
