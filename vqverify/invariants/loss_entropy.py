@@ -21,6 +21,7 @@ from vqverify.quantizer import Quantizer
 ENTROPIES = ("entropy", "diversity", "kl_")
 SHARP = 2.0**14  # distance of codes at which a softmax is one-hot for every temperature up to 100
 MOST_CODES = 1024
+UNITS = (np.log, np.log2, lambda _: 1.0)  # of log K: nats, bits, and parts of it
 GUARD = 1e-9  # an ε inside a logarithm, a code
 
 
@@ -173,7 +174,7 @@ def readings(subject: Quantizer, name: str) -> list[Reading]:
     ]
     if not said and "diversity" not in name:
         kinds.append(Reading(0.0, 0.0, 0.0, 1.0))
-    units = (np.log(size), np.log2(size), 1.0)
+    units = [unit(size) for unit in UNITS]
     return [Reading(*(unit * x for x in (r.one, r.every, r.low, r.high))) for r in kinds for unit in units]
 
 
@@ -210,17 +211,18 @@ def _sharp(subject: Quantizer) -> tuple[Tensor | None, Tensor]:
 
 
 def entropy_bounds(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A sign layer's entropy term lies between −γ log K and (1 − γ)₊ log K, whatever the latents."""
+    """A sign layer's entropy term lies between −γ log K and (1 − γ)₊ log K (E[H] alone, between 0 and log K)."""
     for name in entropies(subject):
         found = term(subject, name, case.z, seed=case.seed)
         if found is None:
             continue
-        reading = readings(subject, name)[0]
-        slack = found.noise + (2 * case.z.numel() + 64) * roundoff(subject) * abs(reading.low) + GUARD
-        middle, half = (reading.low + reading.high) / 2, (reading.high - reading.low) / 2
+        entropic = [reading for reading in readings(subject, name)[:: len(UNITS)] if reading.one == 0.0]
+        low, high = min(reading.low for reading in entropic), max(reading.high for reading in entropic)
+        slack = found.noise + (2 * case.z.numel() + 64) * roundoff(subject) * max(-low, high) + GUARD
+        middle, half = (low + high) / 2, (high - low) / 2
         yield within(
             found.value - middle,
             half + slack,
             "entropy",
-            f"the entropy term is {found.value:.6g}, outside [{reading.low:.4g}, {reading.high:.4g}]",
+            f"the entropy term is {found.value:.6g}, outside [{low:.4g}, {high:.4g}]",
         )
