@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import cache
 
 from scipy.stats import t
 
@@ -39,7 +40,7 @@ def median_ratio(base: list[float], head: list[float]) -> float:
 def interval(ratios: list[float], cases: int) -> tuple[float, float]:
     """Return mean and half width of the simultaneous interval of log ratios."""
     level = 1 - ALARM / (2 * cases * (BATCHES - 1))
-    return statistics.fmean(ratios), float(t.ppf(level, len(ratios) - 1)) * _error(ratios)
+    return statistics.fmean(ratios), _quantile(level, len(ratios) - 1) * _error(ratios)
 
 
 def decide(ratios: list[float], cases: int, *, last: bool = False) -> str | None:
@@ -58,7 +59,7 @@ def decide(ratios: list[float], cases: int, *, last: bool = False) -> str | None
         return "slower"
     if len(batches) > 1 and max(mean + half, *batches) < -TOLERANCE:
         return "faster"
-    if abs(mean) + float(t.ppf(0.99, len(ratios) - 1)) * _error(ratios) < PROMISE:
+    if abs(mean) + _quantile(0.99, len(ratios) - 1) * _error(ratios) < PROMISE:
         return "unchanged"
     return "undecided" if last else None
 
@@ -75,3 +76,8 @@ def describe(ratios: list[float], cases: int) -> tuple[str, str]:
 
 def _error(ratios: list[float]) -> float:
     return statistics.stdev(ratios) / math.sqrt(len(ratios))
+
+
+@cache
+def _quantile(level: float, freedom: int) -> float:
+    return float(t.ppf(level, freedom))

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks.gate import __main__ as door
-from benchmarks.gate import calibrate, compare, curves, groups, judge, trees
+from benchmarks.gate import calibrate, compare, curves, groups, judge, live, trees
 from benchmarks.gate.rows import Row, exit_code, table
 from vqverify.training import WATCHED, Curve
 
@@ -187,6 +187,14 @@ def test_a_benchmark_that_fails_ends_with_2_and_the_others_are_measured(reposito
     assert (tmp_path / "rows.json").exists()
     listed = subprocess.run(["git", "worktree", "list"], cwd=repository, check=True, capture_output=True, text=True)
     assert len(listed.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", live.PLANTS)
+def test_the_line_that_a_plant_changes_is_there_once(name):
+    what = live.PLANTS[name]
+    if what.file:
+        assert (trees.BENCHMARKS.parent / what.file).read_text("utf-8").count(what.old) == 1
+        assert what.group in groups.GROUPS
 
 
 def test_a_revision_that_is_none_ends_with_2(repository, capsys):
