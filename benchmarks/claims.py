@@ -83,7 +83,7 @@ def claims(task: str) -> list[Claim]:
     gradient = method("gradient codebook", codebook="gradient")
     large = {"codebook_size": 4 * TASKS[task].codebook_size, "initialisation": "normal"}
     collapsing = method("K x 4, normal start", **large)
-    replaced = method("the same, replaced after 20 steps", **large, replacement=20)
+    replaced = method("K x 4, replaced after 20 steps", **large, replacement=20)
     betas = {
         beta: method(f"β = {beta}", codebook="gradient", commitment_weight=2.5 * (1 - beta), codebook_weight=2.5 * beta)
         for beta in (0.5, 0.9, 0.995)
