@@ -102,7 +102,7 @@ for _name, _pretty, _unit in (
     ("divergence", "Training: divergence of latents from the codebook", "squared distance"),
     ("latent_norm", "Training: norm of the latents (neither way is better)", "norm"),
     ("code_norm", "Training: norm of the codes (neither way is better)", "norm"),
-    ("step", "Training: a step, best of seeds", "ms"),
+    ("step", "Training: CPU time of a step, best of seeds", "ms"),
 ):
     _function = getattr(Training, f"track_{_name}")
     _function.pretty_name, _function.unit, _function.version = _pretty, _unit, "1"

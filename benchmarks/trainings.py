@@ -191,7 +191,7 @@ def watched_table(found: list[Curve], seconds: float) -> None:
     """Every watched training: means over the seeds at the end."""
     print(f"\n## Watched trainings, {SEEDS} seeds each: {seconds:.0f} s of CPU time in all\n")
     columns = ("reconstruction", "relative_error", "usage", "perplexity", "dead", "gradient_gap", "latent_norm")
-    print(f"| training | {' | '.join(name.replace('_', ' ') for name in columns)} | steps a second |")
+    print(f"| training | {' | '.join(name.replace('_', ' ') for name in columns)} | steps a CPU second |")
     print("|---|" + "---|" * (len(columns) + 1))
     for name in dict.fromkeys(curve.name for curve in found):
         mine = [curve for curve in found if curve.name == name]

@@ -112,7 +112,7 @@ def card(run: Run, command: str) -> str:
         "Software": _words(found),
         "Experiment setup": _words(setup),
         "Randomness": f"seed {run.seed}; every draw is a function of (seed, step): a resumed run repeats bit for bit",
-        "Speed": f"{curve.steps_per_second:.0f} steps a second, measurements left out",
+        "Speed": f"{curve.steps_per_second:.0f} steps a second of CPU time, measurements left out",
     }
     lines = [f"# {recipe.name}", "", "| variable | value |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]

@@ -39,7 +39,8 @@ class Curve:
         seed: of the run.
         steps: at which it was measured.
         values: a number a step for each name of :data:`vqverify.training.measure.WATCHED`.
-        steps_per_second: of training, without measurements; not part of what is compared.
+        steps_per_second: steps of training a second of CPU time (one thread), without measurements; not part of what
+            is compared.
     """
 
     name: str
@@ -115,12 +116,12 @@ class Run:
         """Make so many steps."""
         with one_thread(), torch.random.fork_rng(devices=[]):
             for _ in range(steps):
-                start = time.perf_counter()
+                start = time.process_time()
                 self.step += 1
                 due = self.step % self.every == 0
                 _seed(self.seed, self.step)
                 gap = self._train(measure_gap=due)
-                self._seconds += time.perf_counter() - start
+                self._seconds += time.process_time() - start
                 if due:
                     _seed(self.seed, self.step, 1)
                     self._measure(gap)
