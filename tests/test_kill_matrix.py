@@ -5,6 +5,7 @@ import pytest
 from vqverify import check_quantizer
 from vqverify.invariant import registry
 from vqverify.mutant import Mutant, mutants
+from vqverify.run import audit
 
 CONTROLS = {
     "base:EmaLayer": {"dim": 4, "codebook_size": 8},
@@ -37,9 +38,11 @@ def test_mutant_is_rejected_by_a_row_that_names_it(mutant: Mutant):
         role=mutant.role,
         fail_on=("law", "contract", "limit", "hardening"),
     )
+    verdict = audit.judge(mutant, report.subjects[0])
     failed = [result for result in report.subjects[0].results if result.status == "failed"]
     shown = [(result.invariant, result.case, result.status, result.reason) for result in report.subjects[0].results]
-    assert failed, f"{mutant.mistake}: {shown}"
+    assert verdict.named, f"{mutant.mistake}: {shown}"
+    assert not verdict.fault
     assert report.exit_code == 1
     for result in failed:
         assert result.witness in report.witnesses

@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "report",
     "explain": "explain",
     "prove": "prove",
+    "audit": "audit",
     "train": "train",
 }
 CRASHED, INTERRUPTED = 3, 130

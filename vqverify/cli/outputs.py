@@ -69,6 +69,16 @@ def write_data(path: Path, data: Mapping[str, Any]) -> None:
         words.refuse(f"{path} cannot be written: {error.strerror}")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a page whole or not at all; refused with exit 2 if it cannot be written."""
+    from vqverify.report import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        words.refuse(f"{path} cannot be written: {error.strerror}")
+
+
 def show(report: Report, saved: Path | None = None) -> None:
     """Print a report; `saved` is where its JSON is."""
     from vqverify.render import terminal

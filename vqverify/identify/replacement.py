@@ -35,7 +35,9 @@ def replacement(probe: Probe) -> Findings:
     steps = _horizon(layer) if _remembers(probe) else 2
     age = _age(probe, steps, 1.0)
     if age is None:
-        return rare(probe)
+        text = f"no code became a latent of the batch in {steps} passes, and no counts are kept"
+        idle: Findings = {} if layer.plan.accumulators else {"replacement": Finding("none", evidence=text)}
+        return idle or rare(probe)
     text = f"codes that no latent chose became latents of the batch in training pass {age}"
     found = {"replacement": Finding("batch", evidence=text)}
     if layer.plan.accumulators and _age(probe, age, 1e4) != age:

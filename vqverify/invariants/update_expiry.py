@@ -181,9 +181,9 @@ def _rare(subject: Quantizer, one: Pass, gone: Mask) -> Iterator[Clause]:
     u = 16 * max(roundoff(subject), torch.finfo(torch.float32).eps / 2)
     claim = subject.claims.get("dead_below")
     if claim is None:
-        if gone.any() and (~gone).any() and gone.sum() < len(one.view.z):
-            reach = one.N[gone].max()
-            kept_ = one.N[~gone].min()
+        left = ~gone & ~_latents(one)
+        if gone.any() and left.any() and gone.sum() < len(one.view.z):
+            reach, kept_ = one.N[gone].max(), one.N[left].min()
             yield holds(
                 reach <= kept_ * (1 + u), "order", f"a code with N′ = {reach:.3g} went, one with {kept_:.3g} not"
             )

@@ -1,0 +1,62 @@
+"""`vqverify audit`: the kill matrix."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from vqverify.cli import outputs, words
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command("audit")
+@click.argument("patterns", nargs=-1, metavar="[MUTANT]...")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each mutant.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Mutants at a time.  [default: a process a core]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest time for one run.",
+)
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="The matrix as data.")
+@click.option("--html", type=_FILE, metavar="FILE", help="The matrix as one page that opens offline.")
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def command(patterns: tuple[str, ...], **given: Any) -> int:
+    """Check every mutant, or those that match, against all rows: a suite is worth what it rejects.
+
+    Exits with 1 if a mutant survives, if no row that names its mistake rejects it or another is listed first, or,
+    where all mutants are tried, if a row rejects none.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vqverify.render import audit as page
+    from vqverify.run import audit
+
+    with words.refusing(traceback=given["traceback"]):
+        wrong = audit.chosen(patterns)
+        console = Console(stderr=True)
+        with TemporaryDirectory(prefix="vqverify-") as folder, Progress(console=console, transient=True) as bar:
+            task = bar.add_task("mutants", total=len(wrong) * given["seeds"])
+            found = audit.run(
+                wrong,
+                Path(folder),
+                seeds=given["seeds"],
+                jobs=given["jobs"] or os.cpu_count() or 1,
+                timeout=given["timeout"],
+                watch=lambda _: bar.advance(task),
+            )
+    if given["json_file"]:
+        outputs.write_data(given["json_file"], found.to_json())
+    if given["html"]:
+        outputs.write_text(given["html"], page.html(found, wrong))
+    outputs.printed(page.terminal(found))
+    return found.exit_code
