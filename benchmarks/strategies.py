@@ -167,14 +167,35 @@ def _drawn(strategy: Strategy, frame: Frame, state: str, seed: int, tally: Tally
         yield from cases
 
 
+def rates() -> Iterator[tuple[float, str]]:
+    """Examples a processor second of every row that searches, drawing included: reference layer, D = 4, K = 8, N to 16."""
+    subject = open_subject(Spec("vqverify.reference:VectorQuantizer", {"dim": 4, "codebook_size": 8}))
+    frame = strategies.frame(subject)
+    for row in registry().values():
+        if row.mode != "search" or applicability(row, subject.traits).verdict != "applies":
+            continue
+        subject.restore()
+        parts, start, count = tuple(row.parts(subject)), time.process_time(), 0
+        for case in engine.drawn(strategies.searched(frame, row.state), 0, MANY) if parts else ():
+            failing(row, subject, case.with_part(parts[count % len(parts)]))
+            count += 1
+        if count:
+            yield count / (time.process_time() - start), row.id
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="streams of examples a mutant (default: %(default)s)")
     parser.add_argument("--only", default="*", help="shell pattern of mutants' names (default: all)")
+    parser.add_argument("--rates", action="store_true", help="examples a second of each row that searches instead")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if given.rates:
+        for rate, name in sorted(rates(), reverse=True):
+            print(f"{rate:6.0f} {name}")
+        return
     tallies = {name: Tally() for name in STRATEGIES}
     tried: list[str] = []
     for mutant in mutants().values():

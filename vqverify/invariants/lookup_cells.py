@@ -182,10 +182,13 @@ def equivariance(subject: Quantizer, case: Case) -> Iterator[Clause]:
     same = (first == second).numpy()
     want = value if case.part == "permuted" else array(move(torch.from_numpy(value)))  # through a projection, too
     # z + sg(q − z) rounds twice (T14), a rotation within its law, the map once; a pass on the same rows hardly at all
-    reached = norms(array(moved)) + norms(want) + move.factor * (norms(array(case.z)) + norms(value))
+    own = book.shape[1] == case.z.shape[1]  # behind a projection the first pass has to do for the codes
+    codes = [array(x)[first.clamp_min(0).numpy()] if own else v for x, v in ((book, value), (move(book), want))]
+    sizes = [norms(array(z)) + norms(q) for z, q in zip((case.z, moved), codes, strict=True)]
+    reached = move.factor * sizes[0] + sizes[1]
     bound = 4 * u * reached + np.sqrt(case.z.shape[1]) * tiny(subject)
     if trait(subject, "estimator") not in EXACT_VALUE:
-        laws = [rotation_law_bound(array(z), q, u) for z, q in ((case.z, value), (moved, want))]
+        laws = [rotation_law_bound(array(z), q, u) for z, q in zip((case.z, moved), codes, strict=True)]
         bound = bound + np.where(np.maximum(*laws) < SAFE, (laws[0] + laws[1]) * reached, np.inf)
     keep = same & np.isfinite(bound)
     if keep.any():

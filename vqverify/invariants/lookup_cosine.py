@@ -104,7 +104,7 @@ def cosine_scale_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if seen.any():
         yield within(np.where(differ, gap, 0.0)[seen], bound[seen], "codes", "similarity lost by a latent's length")
     value, got = array(out.z_q.rows), array(again.z_q.rows)
-    size = 2 * norms(value) + norms(z) + norms(moved) + 2
+    size = 2 * norms(a) + norms(z) + norms(moved) + 2
     allowed = 4 * u * size + np.sqrt(z.shape[1]) * tiny(subject)
     if trait(subject, "estimator") not in {"straight-through", "none"}:
         law = rotation_law_bound(z / np.maximum(norms(z), LEAST)[:, None], a, u)
