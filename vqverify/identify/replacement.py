@@ -113,8 +113,9 @@ def _age(probe: Probe, steps: int, larger: float) -> int | None:
     """The pass in which half of the codes that nothing chose have become latents; None if they stay."""
     layer, z = probe.layer, probe.lone
     layer.restore()
-    if larger != 1.0:
-        layer.set_accumulators([Accumulators(a.counts * larger, a.sums * larger) for a in layer.accumulators()])
+    if larger != 1.0:  # counts that start at 0 would stay there
+        books, counts = layer.codebooks(), [a.counts.clamp_min(1) * larger for a in layer.accumulators()]
+        layer.set_accumulators([Accumulators(n, e.to(n) * n[:, None]) for n, e in zip(counts, books, strict=False)])
     replaced: Tensor | None = None
     latents: Tensor | None = None
     unused: Tensor | None = None
