@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -115,7 +115,8 @@ def in_own_space(subject: Quantizer) -> bool:
 
 
 def _motions(subject: Quantizer) -> tuple[str, ...]:
-    return ("permuted", "translated", "rotated", "scaled") if in_own_space(subject) else ("permuted",)
+    """All motions at once where nothing comes between latents and codes; else codes can only be renumbered."""
+    return ("moved",) if in_own_space(subject) else ("permuted",)
 
 
 @dataclass(frozen=True)
@@ -135,17 +136,11 @@ class Motion:
 
 def _motion(part: str, size: int, dim: int, reach: float, seed: int) -> Motion:
     generator = torch.Generator().manual_seed(0x407E + seed)
-    still = Motion(torch.arange(size), torch.arange(dim), torch.ones(dim), torch.zeros(dim))
-    signs = torch.randint(0, 2, (dim,), generator=generator) * 2.0 - 1
-    match part:
-        case "permuted":
-            return replace(still, order=torch.randperm(size, generator=generator))
-        case "translated":
-            return replace(still, shift=signs * 2.0 ** np.ceil(np.log2(max(reach, 2.0**-20))))
-        case "rotated":
-            return replace(still, axes=torch.randperm(dim, generator=generator), signs=signs)
-        case _:
-            return replace(still, factor=3.0)
+    order, axes = torch.randperm(size, generator=generator), torch.randperm(dim, generator=generator)
+    if part == "permuted":
+        return Motion(order, torch.arange(dim), torch.ones(dim), torch.zeros(dim))
+    signs, sides = (torch.randint(0, 2, (dim,), generator=generator) * 2.0 - 1 for _ in range(2))
+    return Motion(order, axes, signs, sides * 2.0 ** np.ceil(np.log2(max(reach, 2.0**-20))), 3.0)
 
 
 @invariant(
@@ -159,7 +154,7 @@ def _motion(part: str, size: int, dim: int, reach: float, seed: int) -> Motion:
     hint="a distance knows neither the index of a code nor the origin nor the unit: look for a bias, an ε, a round().",
 )
 def equivariance(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Permuting the codes permutes the indices; translating, rotating or scaling latents and codes together moves z_q along."""
+    """Permuting the codes permutes the indices; rotating, scaling and translating latents and codes together moves z_q along."""
     book = subject.codebooks()[0]
     assert case.part is not None
     out = subject.forward(case.z, train=False, seed=case.seed)
@@ -192,7 +187,9 @@ def equivariance(subject: Quantizer, case: Case) -> Iterator[Clause]:
         bound = bound + np.where(np.maximum(*laws) < SAFE, (laws[0] + laws[1]) * reached, np.inf)
     keep = same & np.isfinite(bound)
     if keep.any():
-        yield within(norms(array(again.z_q.rows) - want)[keep], bound[keep], "value", f"z_q of the {case.part} pair")
+        yield within(
+            norms(array(again.z_q.rows) - want)[keep], bound[keep], "value", f"z_q of the {case.part} latents and codes"
+        )
 
 
 def _same_cell(
