@@ -49,6 +49,22 @@ def test_what_a_layer_draws_does_not_change_later_batches():
     assert train(recipe, steps=8, layer=lambda _: Drawing(**recipe.arguments())) == train(recipe, steps=8)
 
 
+def test_a_layer_that_writes_into_its_latents_leaves_the_data_alone():
+    class Writing(VectorQuantizer):
+        def forward(self, z, mask=None):
+            z.data.zero_()
+            return super().forward(z, mask)
+
+    for task in ("texture", "spiral"):
+        recipe = Recipe(task, "straight-through")
+        before = [part.clone() for part in (TASKS[task].data().train, TASKS[task].data().held_out)]
+        run = Run(recipe, 0, every=1, layer=lambda _, recipe=recipe: Writing(**recipe.arguments()))
+        run.advance(2)
+        run.reconstruct(4)
+        assert torch.equal(run.data.train, before[0])
+        assert torch.equal(run.data.held_out, before[1])
+
+
 @pytest.mark.parametrize("name", ["texture-rotation-ema", "texture-straight-through-affine-opt-sync"])
 def test_a_resumed_run_repeats_bit_for_bit(name):
     recipe = named(name)

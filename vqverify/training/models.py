@@ -70,8 +70,8 @@ class Bare(nn.Module):
     """No network: the latents are the data. What is trained is the codebook alone, which shows its faults sharply."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the data."""
-        return x
+        """Return a copy of the data: a layer that writes into its latents must not change what others train on."""
+        return x.clone()
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the latents."""
