@@ -19,7 +19,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vqverify import engine, strategies
+from vqverify import engine, examples, strategies
 from vqverify.case import Case
 from vqverify.invariant import Invariant, Undetermined, applicability, registry
 from vqverify.mutant import Mutant, mutants
@@ -162,7 +162,7 @@ def _drawn(strategy: Strategy, frame: Frame, state: str, seed: int, tally: Tally
     """Blocks as the engine draws them, each when it is needed."""
     for block in range(MANY // FEW):
         start = time.process_time()
-        cases = engine.drawn(strategy(frame, state), 1000 * seed + block)
+        cases = examples.drawn(strategy(frame, state), 1000 * seed + block)
         tally.drawing.append((time.process_time() - start) / max(1, len(cases)))
         yield from cases
 
@@ -176,7 +176,7 @@ def rates() -> Iterator[tuple[float, str]]:
             continue
         subject.restore()
         parts, start, count = tuple(row.parts(subject)), time.process_time(), 0
-        for case in engine.drawn(strategies.searched(frame, row.state), 0, MANY) if parts else ():
+        for case in examples.drawn(strategies.searched(frame, row.state), 0, MANY) if parts else ():
             failing(row, subject, case.with_part(parts[count % len(parts)]))
             count += 1
         if count:
