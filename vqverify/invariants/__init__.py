@@ -32,7 +32,7 @@ MODULES = (
     "update_expiry",
     "update_affine",
     "update_distributed",
-    "update_start",
+    "update_kmeans",
     "stochastic",
     "stochastic_law",
     "residual",
