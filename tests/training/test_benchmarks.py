@@ -93,3 +93,24 @@ def test_a_silent_estimator_is_seen_and_harmless_mutants_are_not():
     assert comparison.judged(mutants()["rotation_unguarded"], 0) == trainings.IDENTICAL
     rounding, _ = comparison.judged(mutants()["rotation_one_plus_cosine"], 0)
     assert rounding.verdict == "unchanged"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "name",
+    [
+        "absorbs_nan",
+        "closure_over_self",
+        "compiles_without_update",
+        "ema_setter_forgets",
+        "returns_buffer",
+        "reuses_output",
+        "reads_storage",
+        "chunk_forgets_rest",
+    ],
+)
+def test_a_mutant_that_trains_as_the_right_layer_is_identical_whatever_was_trained_before(name):
+    comparison = trainings.Comparison()
+    clamps = trainings.sized(_mutated.kinds()["clamps_in_place"], {}, 1)
+    trainings.train_with(clamps, [0], 1)
+    assert comparison.judged(mutants()[name], 1) == trainings.IDENTICAL
