@@ -62,7 +62,7 @@ def file(tmp_path: Path) -> str:
     [
         ("Mine", {}, "target 'Mine' has no class: write package.module:Class or ./file.py:Class"),
         ("{file}:Mino", {}, "has no 'Mino'; did you mean 'Mine'?"),
-        ("{file}:constant", {}, "is a int; a class or a function is needed"),
+        ("{file}:constant", {}, "is an int; a class or a function is needed"),
         ("{dir}/my_layer.py:Mine", {}, "there is no file {dir}/my_layer.py; did you mean 'my_layers.py'?"),
         (
             "{dir}/bad_import.py:Mine",
@@ -75,7 +75,7 @@ def file(tmp_path: Path) -> str:
         ("{file}:Mine", {"dims": 3}, "Mine has no argument 'dims'; did you mean 'dim'?"),
         ("{file}:make", {}, "make needs 'size': add --kw size=..."),
         ("{file}:Broken", {}, "Broken() cannot be built: ValueError: cannot be made"),
-        ("{file}:number", {}, "number() gave a int; a torch.nn.Module is needed"),
+        ("{file}:number", {}, "number() gave an int; a torch.nn.Module is needed"),
         (
             "vector_quantize_pytorch:ResidualVQ",
             {"dim": 8, "num_quantizers": 2, "codebook_size": 8, "decai": 1},

@@ -22,6 +22,7 @@ COMMANDS = {
     "matrix": "matrix",
     "list": "catalogue",
     "identify": "identify",
+    "compare": "compare",
     "replay": "replay",
     "report": "report",
     "explain": "explain",

@@ -34,7 +34,7 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
     with words.refusing(traceback=traceback):
         data = load(witness)
         program = from_json(data)
-        found = replay.replay(program)
+        found = replay.replay(program, against=data.get("against"))
     if json_file:
         outputs.write_data(
             json_file,

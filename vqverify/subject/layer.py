@@ -103,7 +103,7 @@ class Layer:
         recorder = capture.Recorder()
         self.module.train(train)
         with (
-            guarded(f"a {'train' if train else 'eval'} pass on {n} latents"),
+            guarded(f"{'a train' if train else 'an eval'} pass on {n} latents"),
             forked(seed),
             torch.set_grad_enabled(grad),
         ):

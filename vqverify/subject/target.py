@@ -54,7 +54,7 @@ def load(target: str) -> Any:
         except Exception as error:  # a module may import what it names when it is asked for it
             raise TargetError(f"{target} cannot be imported: {_one_line(error)}") from error
     if not callable(found):
-        raise TargetError(f"{target} is a {type(found).__name__}; a class or a function is needed")
+        raise TargetError(f"{target} is {_a(found)}; a class or a function is needed")
     return found
 
 
@@ -79,7 +79,7 @@ def construct(factory: Any, kwargs: Mapping[str, Any], seed: int) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise TargetError(f"{name}({shown}) cannot be built: {_one_line(error)}") from error
     if not isinstance(module, nn.Module):
-        raise TargetError(f"{name}({shown}) gave a {type(module).__name__}; a torch.nn.Module is needed")
+        raise TargetError(f"{name}({shown}) gave {_a(module)}; a torch.nn.Module is needed")
     return module
 
 
@@ -204,3 +204,8 @@ def _quietly(load_it: Any) -> Any:
 def _one_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}"[:300] if text else type(error).__name__
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
