@@ -29,7 +29,7 @@ class Pair:
         package: on PyPI.
         bad, good: the releases.
         target, kwargs: the call that exposes it.
-        names: rows that name the cause, as `row` or `row: label`; one of them fails on the bad release, none on the good.
+        names: rows that name the cause, as `row`, `row[case]` or `row: label`; one of them fails on the bad release, none on the good.
         mistake: what was wrong.
         source: where it was told or mended.
         refused: the good release refuses the arguments instead.
@@ -129,9 +129,9 @@ def failed(report: Report) -> list[Result]:
 
 
 def named(result: Result, row: str) -> bool:
-    """Whether a result is of a row, and of its label where one is given."""
+    """Whether a result is of a row, and of its case and label where they are given."""
     id_, _, label = row.partition(": ")
-    return result.invariant == id_ and (not label or result.label == label)
+    return id_ in {result.invariant, f"{result.invariant}[{result.case}]"} and (not label or result.label == label)
 
 
 def told(result: Result) -> str:
