@@ -29,7 +29,7 @@ class Pair:
         package: on PyPI.
         bad, good: the releases.
         target, kwargs: the call that exposes it.
-        names: rows that name the cause, as `row`, `row[case]` or `row: label`; one of them fails on the bad release, none on the good.
+        names: rows that name the cause, as `row`, `row[case]` or `row: label`: one fails on the bad release, none on the good.
         mistake: what was wrong.
         source: where it was told or mended.
         refused: the good release refuses the arguments instead.
