@@ -39,6 +39,12 @@ def roundoff(subject: Quantizer) -> float:
     return unit_roundoff(torch.float32 if hidden else subject.domain.dtype)
 
 
+def kept_within(dtype: torch.dtype, size: Array, dim: int) -> Array:
+    """What rounding to the dtype in which codes (K, D) of these norms are kept may change, in norm (K,)."""
+    least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps  # the step of subnormal numbers
+    return unit_roundoff(dtype) * size + 0.5 * np.sqrt(dim) * least
+
+
 def array(rows: Tensor) -> Array:
     """Rows as float64 NumPy, detached."""
     return rows.detach().to("cpu", torch.float64).numpy()

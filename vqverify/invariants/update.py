@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.lookup import forward_bound
-from vqverify.invariants.measure import Array, View, array, norms, roundoff, tiny, trait, views
+from vqverify.invariants.measure import Array, View, array, kept_within, norms, roundoff, tiny, trait, views
 from vqverify.quantizer import Accumulators, Quantizer
 from vqverify.symbolic import oracles
 
@@ -32,6 +33,7 @@ class Step:
         weights: of the latents of each view, in n and S.
         N, m: accumulators before; N2, m2, e2: accumulators and codebook after.
         u: unit roundoff of the accumulation.
+        dtype: in which codes are kept, which may be a lower precision than that of their averages.
     """
 
     views: tuple[View, ...]
@@ -47,6 +49,11 @@ class Step:
     m2: Array
     e2: Array
     u: float
+    dtype: torch.dtype
+
+    def kept(self, size: Array) -> Array:
+        """What keeping codes of these norms may change in them, (K,)."""
+        return kept_within(self.dtype, size, self.e.shape[1])
 
     @property
     def view(self) -> View:
@@ -74,10 +81,10 @@ def steps(subject: Quantizer, case: Case) -> Iterator[Step]:
         mine = tuple(view for view in found if view.index < len(sharing) and sharing[view.index] == first)
         if len(mine) < sharing.count(first):
             continue  # a level was left out or not located: what it adds is not known
-        yield _step(subject, mine, before[first], after[first], array(books[first]))
+        yield _step(subject, mine, before[first], after[first], books[first])
 
 
-def _step(subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: Accumulators, book: Array) -> Step:
+def _step(subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: Accumulators, book: Tensor) -> Step:
     count, dim = found[0].codebook.shape
     decay, turns = float(trait(subject, "decay", np.nan)), len(found)
     weights = (1.0,) * turns
@@ -94,7 +101,7 @@ def _step(subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: A
         np.add.at(size, view.k[kept], weight * norms(view.z[kept]))
     return Step(
         found, decay, n, total, size, terms, weights,
-        array(old.counts), array(old.sums), array(new.counts), array(new.sums), book, u,
+        array(old.counts), array(old.sums), array(new.counts), array(new.sums), array(book), u, book.dtype,
     )  # fmt: skip
 
 
@@ -174,9 +181,8 @@ def _quotient(subject: Quantizer, step: Step) -> Iterator[Clause]:
     if fine.any():
         error = norms(step.e2 - want)[fine]
         relative = (len(N) + want.shape[1] + 12) * step.u
-        yield within(
-            error, relative * norms(want)[fine] + tiny(subject), "codes", f"|e′ − m′/N′| at level {step.view.index}"
-        )
+        allowed = relative * norms(want) + step.kept(norms(want)) + tiny(subject)
+        yield within(error, allowed[fine], "codes", f"|e′ − m′/N′| at level {step.view.index}")
 
 
 @invariant(
@@ -208,7 +214,9 @@ def ema_is_commitment(subject: Quantizer, case: Case) -> Iterator[Clause]:
             # m and N are rounded on their way; what S and e lose there returns divided by N′
             largest = norms(base) + step.size / np.where(step.n > 0, step.n, 1)
             allowed = (step.terms + len(N) + 16) * step.u * (largest * (decay * step.N + step.n) / N + norms(base))
-        fine = (apart <= 1e-3 * norms(step.e)) & (N > 1e-3) & np.isfinite(step.e2).all(1) & np.isfinite(want).all(1)
+            allowed = allowed + step.kept(norms(want))
+        agree = apart <= 1e-3 * norms(step.e) + 2 * step.kept(norms(step.e))
+        fine = agree & (N > 1e-3) & np.isfinite(step.e2).all(1) & np.isfinite(want).all(1)
         if fine.any():
             error = norms(step.e2 - want)[fine]
             yield within(error, allowed[fine], "gradient step", f"|e′ − (e − (1 − γ)/N′ ∇)| at level {step.view.index}")
@@ -234,7 +242,8 @@ def initial_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
         error = np.minimum(norms(m - want), norms(m - divisor(subject, N)[:, None] * e))
         if subject.domain.codebook == "sphere":
             error = norms(m - norms(m)[:, None] * e)
-        yield within(error, 16 * u * norms(want) + tiny(subject), "m = N·e", f"|m₀ − N₀e₀| at level {index}")
+        rounded = N * kept_within(book.dtype, norms(e), e.shape[1])  # m may know the code before it was rounded
+        yield within(error, 16 * u * norms(want) + rounded + tiny(subject), "m = N·e", f"|m₀ − N₀e₀| at level {index}")
         yield holds(
             (N > 0).all(), "zero counts", f"{int((N <= 0).sum())} of {len(N)} codes start with count 0 at level {index}"
         )
@@ -264,7 +273,7 @@ def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:
             return
         if empty.any():
             want = factor[:, None] * step.e
-            allowed = (len(step.N) + 16) * step.u * norms(want) + tiny(subject)
+            allowed = (len(step.N) + 16) * step.u * norms(want) + 2 * step.kept(norms(want)) + tiny(subject)
             yield within(
                 norms(step.e2 - want)[empty], allowed[empty], "moved", f"unused codes moved at level {step.view.index}"
             )
@@ -324,6 +333,7 @@ def convex(subject: Quantizer, case: Case) -> Iterator[Clause]:
             * (1 + step.N[used] + step.n[used])
             / np.minimum(1, step.N[used])
         )
+        allowed = allowed + 4 * step.kept(size)  # the code before and the code after were rounded
         yield within(
             outside, allowed, "convex", f"e′ off the segment from e to the mean of its latents, level {step.view.index}"
         )

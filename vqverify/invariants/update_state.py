@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
 from vqverify.invariant import Undetermined, invariant
-from vqverify.invariants.measure import array, norms, roundoff, tiny, trait
+from vqverify.invariants.measure import array, kept_within, norms, roundoff, tiny, trait
 from vqverify.invariants.update import EMA, Step, codes_from, divisor, kept, steps
 from vqverify.quantizer import Accumulators, Finding, Quantizer
 from vqverify.subject.layer import guarded
@@ -62,7 +62,8 @@ def _contracted(subject: Quantizer, level: tuple[Step, ...], decay: float) -> It
     shown = norms(want) / length  # 1/N′, and for a direction 1/|m′|
     error = norms(last.e2 - want)[stable]
     said = f"|e − z̄| after {len(level)} steps against the factor γN/N′ a step, level {first.view.index}"
-    yield within(error, (relative * size * shown)[stable] + tiny(subject), "contraction", said)
+    allowed = relative * size * shown + last.kept(norms(want)) + tiny(subject)
+    yield within(error, allowed[stable], "contraction", said)
 
 
 def ways(subject: Quantizer) -> Iterator[str]:
@@ -202,7 +203,8 @@ def consistent(subject: Quantizer, before: tuple[Accumulators, ...]) -> Iterator
         if fine.any():
             error = np.minimum(norms(e - plain), norms(e - smooth))[fine]
             relative = (len(N) + e.shape[1] + 12) * u + len(N) * lost / total
-            allowed = relative * np.maximum(norms(plain), norms(smooth))[fine]
+            longest = np.maximum(norms(plain), norms(smooth))[fine]
+            allowed = relative * longest + kept_within(book.dtype, longest, e.shape[1])
             yield within(error, allowed + tiny(subject), "e = m/N", f"|e − m/N| at level {index}")
 
 

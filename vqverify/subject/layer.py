@@ -313,8 +313,8 @@ class Layer:
         tensors = state.all_tensors(self.module)
         for slot, rows in zip(self.plan.slots, codebook, strict=True):
             _view(tensors, slot).data.copy_(rows)
-        for (counts, sums), rows in zip(self.plan.accumulators, codebook, strict=False):
-            size = _view(tensors, counts).data
+        for (counts, sums), slot in zip(self.plan.accumulators, self.plan.slots, strict=False):
+            size, rows = _view(tensors, counts).data, _view(tensors, slot)
             size.copy_(torch.where(size > 0, size, torch.ones_like(size)))
             _view(tensors, sums).data.copy_(rows.to(size) * size[:, None])
 

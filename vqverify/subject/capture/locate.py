@@ -105,22 +105,26 @@ def _locate_level(
     if not attached and (pair := _cancelled(record, leaf, near, probe, dim, levels)):
         return pair
     if not attached:  # a pass without an estimator: only the first level's latent is known, if it is the input
-        tight = [
-            spot
-            for spot in near
-            if _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)
-        ]
+        tight = [spot for spot in near if _close(record, spot, want, levels)]
         last = tight[-1] if levels > 1 and tight else near[-1]  # in a stack, a sum of codes is near its first
         return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), last
-    cuts = [(_cut(record, leaf, near[0], spot, probe, dim, levels), spot) for spot in attached]
+    # where codes lie close together, on a circle, say, a latent is near its code too
+    first = next((spot for spot in near if _close(record, spot, want, levels)), near[0])
+    cuts = [(_cut(record, leaf, first, spot, probe, dim, levels), spot) for spot in attached]
     pairs = [(cut, spot) for cut, spot in cuts if cut is not None]
     exact = (
         (cut, spot)
         for cut, spot in pairs
-        if _near(spot.reading.rows(record[spot.index].to(want.dtype), dim, levels), want, TIGHT)
+        if _close(record, spot, want, levels)
         and _known(record, leaf, (cut, spot), probe, dim, levels)
     )
     return next(exact, pairs[-1] if pairs else None)
+
+
+def _close(record: Sequence[Tensor], spot: Position, want: Tensor, levels: int) -> bool:
+    """Whether a recorded tensor holds the codes themselves."""
+    rows = spot.reading.rows(record[spot.index].to(want.dtype), want.shape[1], levels)
+    return _near(rows, want, TIGHT)
 
 
 def _reaches(record: Sequence[Tensor], spot: Position, leaf: Tensor, probe: Tensor, dim: int, levels: int) -> bool:
