@@ -13,7 +13,18 @@ from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.agreement import EXACT_VALUE, distance_gap
-from vqverify.invariants.measure import SAFE, array, norms, rotation_law_bound, roundoff, tiny, traced, trait, views
+from vqverify.invariants.measure import (
+    SAFE,
+    array,
+    kept_within,
+    norms,
+    rotation_law_bound,
+    roundoff,
+    tiny,
+    traced,
+    trait,
+    views,
+)
 from vqverify.quantizer import Quantizer
 
 
@@ -161,8 +172,9 @@ def equivariance(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if out.codes is None:
         return
     reach = float(max(book.abs().max(), case.z.abs().max()))
-    if not 2.0**-20 < reach < 2.0**40:
+    if not 2.0**-20 < reach < min(2.0**40, torch.finfo(book.dtype).max / 8):
         return
+    kept, book = book.dtype, book.to(torch.promote_types(book.dtype, case.z.dtype))
     size, dim = book.shape
     move = _motion(case.part, size, dim, reach, case.seed)
     moved = case.z if case.part == "permuted" else move(case.z)
@@ -173,7 +185,7 @@ def equivariance(subject: Quantizer, case: Case) -> Iterator[Clause]:
     first, second = out.codes[:, 0].cpu(), move.order[again.codes[:, 0].cpu()]
     u, value = roundoff(subject), array(out.z_q.rows)
     if book.shape[1] == case.z.shape[1] and trait(subject, "levels", default=False):
-        yield from _same_cell(subject, (case.z, book), (moved, move(book)), first, second, move.factor)
+        yield from _same_cell(subject, (case.z, book), (moved, move(book)), first, second, move.factor, kept)
     same = (first == second).numpy()
     want = value if case.part == "permuted" else array(move(torch.from_numpy(value)))  # through a projection, too
     # z + sg(q − z) rounds twice (T14), a rotation within its law, the map once; a pass on the same rows hardly at all
@@ -181,7 +193,7 @@ def equivariance(subject: Quantizer, case: Case) -> Iterator[Clause]:
     codes = [array(x)[first.clamp_min(0).numpy()] if own else v for x, v in ((book, value), (move(book), want))]
     sizes = [norms(array(z)) + norms(q) for z, q in zip((case.z, moved), codes, strict=True)]
     reached = move.factor * sizes[0] + sizes[1]
-    bound = 4 * u * reached + np.sqrt(case.z.shape[1]) * tiny(subject)
+    bound = 4 * u * reached + kept_within(kept, norms(codes[1]), dim) + np.sqrt(case.z.shape[1]) * tiny(subject)
     if trait(subject, "estimator") not in EXACT_VALUE:
         laws = [rotation_law_bound(array(z), q, u) for z, q in zip((case.z, moved), codes, strict=True)]
         bound = bound + np.where(np.maximum(*laws) < SAFE, (laws[0] + laws[1]) * reached, np.inf)
@@ -199,6 +211,7 @@ def _same_cell(
     first: Tensor,
     second: Tensor,
     factor: float,
+    kept: torch.dtype,
 ) -> Iterator[Clause]:
     """Where two passes chose differently, both codes were nearest up to T28 in either, and the rounding of the map."""
     u = roundoff(subject)
@@ -209,6 +222,8 @@ def _same_cell(
     z_old, old = array(before[0]), array(before[1])
     _, bound_old = distance_gap("euclidean", z_old, old[first.numpy()], old[second.numpy()], u)
     rounding = 4 * u * (norms(z) + np.maximum(norms(a), norms(b))) * (norms(z - a) + norms(z - b))
+    stored = kept_within(kept, np.maximum(norms(a), norms(b)), z.shape[1])  # the moved codes, as they are kept
+    rounding = rounding + 2 * stored * (norms(z - a) + norms(z - b) + stored)
     allowed = bound + factor**2 * bound_old + rounding
     yield within(np.where(differ, gap, 0.0), allowed, "codes", "what the other code is nearer by")
 

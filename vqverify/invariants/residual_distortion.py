@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import cast
 
 import numpy as np
@@ -26,6 +27,7 @@ def _scaled(subject: Quantizer) -> tuple[str, ...]:
         return ()
     if trait(subject, "structure") == "residual" and trait(subject, "settable", default=False):
         own = len(books) == levels and all(book.shape[1] == subject.domain.dim and len(book) > 1 for book in books)
+        own = own and not any(torch.equal(a, b) for a, b in combinations(books, 2))  # levels that share have one scale
         return ("lattice",) if own and trait(subject, "metric") == "euclidean" else ()
     values = trait(subject, "fsq_levels", default=())
     odd = isinstance(values, Sequence) and len(values) == subject.domain.dim and all(v % 2 and v > 2 for v in values)

@@ -235,7 +235,9 @@ class VectorQuantizer(nn.Module):
         if self.affine is not None and rule != "gradient":
             raise ValueError(f"affine must be 'none' with learning={rule!r}: the codes take no gradient")
         if self.cosine and self.dim == 1:
-            raise ValueError("dim must be at least 2 with metric='cosine': the direction of one number is its sign; it was 1")
+            raise ValueError(
+                "dim must be at least 2 with metric='cosine': the direction of one number is its sign; it was 1"
+            )
         if self.affine is not None and self.cosine:
             raise ValueError("affine must be 'none' with metric='cosine': codes would leave the sphere")
 

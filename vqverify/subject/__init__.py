@@ -60,7 +60,7 @@ def _open(spec: Spec, target: Any) -> Layer:
     adapter = _adapter(spec, target)
     factory = make_factory(spec, target)
     module = factory({}, spec.seed)
-    dtype = _dtype(spec.dtype) or torch.float32
+    dtype = _dtype(spec.dtype) or _own_dtype(module)
     plan = _plan(spec, target, adapter, module)
     domain = Domain(
         dim=plan.dim,
@@ -159,7 +159,14 @@ def _plan(spec: Spec, target: Any, adapter: Any | None, module: nn.Module) -> Pl
     if spec.dtype is not None or spec.device is not None:
         # how a layer is called does not depend on its precision or place, and probes need small rounding
         module = make_factory(replace(spec, dtype=None, device=None), target)({}, spec.seed)
-    return discover(module, target, spec.kwargs, dtype=torch.float32)
+    return discover(module, target, spec.kwargs, dtype=_own_dtype(module))
+
+
+def _own_dtype(module: nn.Module) -> torch.dtype:
+    """Of latents for a layer as it was built: float64 where all that it holds is, weights or codes among it."""
+    held = [tensor for tensor in state.all_tensors(module).values() if tensor.is_floating_point()]
+    double = all(tensor.dtype == torch.float64 for tensor in held) and any(tensor.ndim > 1 for tensor in held)
+    return torch.float64 if double else torch.float32
 
 
 def _sound(module: BareEstimator | BareLookup, spec: Spec) -> None:

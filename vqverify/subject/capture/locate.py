@@ -115,8 +115,7 @@ def _locate_level(
     exact = (
         (cut, spot)
         for cut, spot in pairs
-        if _close(record, spot, want, levels)
-        and _known(record, leaf, (cut, spot), probe, dim, levels)
+        if _close(record, spot, want, levels) and _known(record, leaf, (cut, spot), probe, dim, levels)
     )
     return next(exact, pairs[-1] if pairs else None)
 
