@@ -52,6 +52,7 @@ def square(x):
             "MomentAffine": ("z", lambda: R.MomentAffine(4).observe(NAN)),
             "LearnableAffine": ("dim", lambda: R.LearnableAffine(0)),
             "replacement": ("replacement", lambda: R.VectorQuantizer(4, 6, replacement="often")),
+            "cosine on a line": ("dim", lambda: R.VectorQuantizer(1, 6, metric="cosine")),
             "quantization_error": ("q", lambda: metrics.quantization_error(Z, SHORT)),
             "usage": ("counts", lambda: metrics.usage(torch.zeros(0))),
             "commitment_bound": ("z", lambda: metrics.commitment_bound(Z, CODES[:, :3])),

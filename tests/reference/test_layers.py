@@ -188,10 +188,10 @@ def test_cosine_codes_stay_on_the_sphere_and_see_directions():
 
 
 def test_opposite_directions_leave_a_code_where_it_is():
-    layer = VectorQuantizer(1, 1, metric="cosine", decay=0.0)
-    layer.set_codebook(torch.ones(1, 1))
-    layer(torch.tensor([[1.0], [-1.0]]))
-    assert layer.codebook.item() == 1
+    layer = VectorQuantizer(2, 1, metric="cosine", decay=0.0)
+    layer.set_codebook(torch.tensor([[1.0, 0.0]]))
+    layer(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    assert torch.equal(layer.codebook, torch.tensor([[1.0, 0.0]]))
 
 
 def test_residual_stack_has_jacobian_identity():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqverify.identify.learning import bincounts
-from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative, unknown_
+from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative
 from vqverify.quantizer import Finding
 from vqverify.subject import state
 
@@ -27,7 +28,8 @@ def _view(layer: Layer, slot: Slot) -> Tensor:
 
 NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")
 SHOWN = NAMES[:3]
-FEW = 3  # codes: too few for a curve
+FEW = 3  # codes: too few for a curve of one step
+SIZES = torch.logspace(-9, -2, 22, dtype=torch.float64).tolist()  # of all counts, in as many steps, makes one of few
 
 
 @attempt(*NAMES)
@@ -42,14 +44,18 @@ def smoothing(probe: Probe) -> Findings:
     if idle:
         return dict.fromkeys(NAMES, dormant(idle))
 
-    def prepare() -> None:
-        for (counts, sums), e in zip(layer.plan.accumulators, layer.codebooks(), strict=False):
-            top = 0 if len(e) > FEW else -7  # one unused code must be a rare one
-            sizes = torch.logspace(-9, top, len(e), dtype=torch.float64).to(_view(layer, counts))
-            _view(layer, counts).copy_(sizes)
-            _view(layer, sums).copy_(sizes[:, None] * e.to(sizes))
+    def counted(least: float, most: float) -> Step:
+        def prepare() -> None:
+            for (counts, sums), e in zip(layer.plan.accumulators, layer.codebooks(), strict=False):
+                ends = math.log10(least), math.log10(most)
+                sizes = torch.logspace(*ends, len(e), dtype=torch.float64).to(_view(layer, counts))
+                _view(layer, counts).copy_(sizes)
+                _view(layer, sums).copy_(sizes[:, None] * e.to(sizes))
 
-    step = probe.step(probe.lone, prepare)
+        return probe.step(probe.lone, prepare)
+
+    few = len(crowded.before[0]) <= FEW
+    step = counted(1e-9, 1e-7 if few else 1.0)  # one unused code must be a rare one
     old, new, c = step.counted[0], step.recounted[0], step.after[0].double()
     unused = torch.stack(bincounts(step, layer, 0)).sum(0) == 0
     if not bool(unused.any()):
@@ -58,16 +64,32 @@ def smoothing(probe: Probe) -> Findings:
     if found["replacement"].value == "batch":
         return found | dict.fromkeys(SHOWN, dormant("rare codes are replaced before smoothing shows"))
     smoothed = _smoothed(old.counts, new.counts, unused)
-    m, size = new.sums.double()[unused], (old if smoothed else new).counts.double()
-    estimate = (m * c[unused]).sum(1) / c[unused].square().sum(1).clamp_min(1e-300)
+    m, size = new.sums.double()[unused], (old if smoothed else new).counts.double()[unused]
+    estimate = _divisor(m, c[unused])
     if probe.layer.plan.sphere or relative(m - estimate[:, None] * c[unused], m) > 0.1:
         return found | dict.fromkeys(SHOWN, dormant("codes are normalised after the update"))
     text = "counts of unused codes more than doubled" if smoothed else "counts of unused codes did not grow"
     return (
         found
         | {"smoothing_stored": Finding(smoothed, evidence=text)}
-        | _curve(estimate, size[unused], float(new.counts.double().sum()), len(c))
+        | _curve(
+            *(_points([counted(s, s) for s in SIZES], unused, kept=smoothed) if few else (estimate, size)),
+            float(new.counts.double().sum()),
+            len(c),
+        )
     )
+
+
+def _divisor(m: Tensor, c: Tensor) -> Tensor:
+    """N̂ of m' = N̂ c', by least squares a code."""
+    return (m * c).sum(1) / c.square().sum(1).clamp_min(1e-300)
+
+
+def _points(steps: list[Step], unused: Tensor, *, kept: bool) -> tuple[Tensor, Tensor]:
+    """N̂ and N' of the codes that no step used, (steps · codes,) each."""
+    estimates = [_divisor(s.recounted[0].sums.double()[unused], s.after[0].double()[unused]) for s in steps]
+    sizes = [(s.counted if kept else s.recounted)[0].counts.double()[unused] for s in steps]
+    return torch.cat(estimates), torch.cat(sizes)
 
 
 def _smoothed(old: Tensor, new: Tensor, unused: Tensor) -> bool:
@@ -87,11 +109,6 @@ def _curve(estimate: Tensor, size: Tensor, total: float, k: int) -> Findings:
     shapes = {"clamp": torch.maximum(size, torch.full_like(size, floor)), "laplace": size + epsilon}
     off = {kind: float(((estimate - want) / want).abs().max()) for kind, want in shapes.items()}
     kind = min(off, key=lambda name: off[name])
-    if k <= FEW:
-        value = _laplace(floor, float(size[0]), total, k)
-        text = f"m'/c' is {floor:.3g} at N' = {float(size[0]):.1g}"
-        unclear = unknown_(f"{text}; {k} codes are too few to tell Laplace from clamp")
-        return {"smoothing": Finding(float(f"{value:.3g}"), evidence=text), "smoothing_kind": unclear}
     if off[kind] < 0.2:
         value = floor if kind == "clamp" else _laplace(floor, float(size[0]), total, k)
         text = f"m'/c' falls from 1 at N' = 1 to {floor:.3g} at N' = {float(size[0]):.1g}, as {kind} does with ε = {value:.3g}"

@@ -156,6 +156,8 @@ def _scalar(probe: Probe, columns: int = 1) -> Findings | None:
     levels, period = levels[: dim // columns], levels
     if period != levels * columns:
         return None
+    if _learnt(probe, sweep, together.z_q.rows.detach()):
+        return None
     signs = all(len(found) == 2 and abs(float(found.sum())) < 1e-5 * float(found.abs().max()) for found in values)
     metric = Finding("sign" if signs else "grid", evidence=evidence)
     return {
@@ -166,6 +168,23 @@ def _scalar(probe: Probe, columns: int = 1) -> Findings | None:
         "metric_equivalent": Finding([metric.value], evidence=evidence),
         "learning": Finding(["none"], evidence="no stored codebook: the values are fixed"),
     }
+
+
+def _learnt(probe: Probe, sweep: Tensor, before: Tensor) -> bool:
+    """Whether a trainable parameter holds the values of the coordinates: then they form no grid that is fixed."""
+    layer, generator = probe.layer, torch.Generator().manual_seed(9)
+    layer.restore()
+    with torch.no_grad():
+        for parameter in layer.module.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.add_(0.02 * parameter.abs().max() * noise)
+    after = layer.forward(sweep[:, None].expand(-1, before.shape[1]).contiguous(), grad=False).z_q.rows
+    layer.restore()
+    return all(
+        len(ours) != len(theirs) or relative(ours - theirs, theirs) > 1e-4
+        for ours, theirs in zip(map(_distinct, after.t()), map(_distinct, before.t()), strict=True)
+    )
 
 
 def _distinct(values: Tensor) -> Tensor:

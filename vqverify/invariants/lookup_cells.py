@@ -49,6 +49,10 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
         want = array(table)[np.arange(count) % len(table)]
         got = array(table)[view.k]
         if trait(subject, "metric") == "cosine":
+            directed = norms(want) > 1e-3  # a code at the origin has no direction to be found by
+            want, got = want[directed], got[directed]
+            if not len(want):
+                continue
             want, got = (x / np.maximum(norms(x)[:, None], 1e-12) for x in (want, got))
         d = want.shape[1]
         reach = np.sqrt(2 * (d + 4) * u) * (norms(want) + norms(got)) + 1e-4

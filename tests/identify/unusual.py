@@ -1,0 +1,97 @@
+"""Right layers of unusual shapes, each of which once raised a false alarm."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Kept(nn.Module):
+    """Codes kept in half precision beside averages in float32; counts smoothed (ε) or clamped, K as small as 3."""
+
+    def __init__(self, dim=2, n_embed=16, decay=0.9, eps=1e-5, clamp=False, half="bfloat16"):
+        super().__init__()
+        embed = torch.randn(n_embed, dim)
+        self.decay, self.eps, self.clamp = decay, eps, clamp
+        self.register_buffer("embed", embed.to(getattr(torch, half)))
+        self.register_buffer("cluster_size", torch.ones(n_embed))
+        self.register_buffer("embed_avg", self.embed.float().clone())
+
+    def forward(self, x):
+        embed, flat = self.embed.float(), x.reshape(-1, x.shape[-1])
+        idx = (flat.unsqueeze(1) - embed).square().sum(-1).argmin(1)
+        q = F.embedding(idx, embed).view_as(x)
+        if self.training:
+            with torch.no_grad():
+                onehot = F.one_hot(idx, len(embed)).to(flat.dtype)
+                self.cluster_size.mul_(self.decay).add_(onehot.sum(0), alpha=1 - self.decay)
+                self.embed_avg.mul_(self.decay).add_(onehot.t() @ flat, alpha=1 - self.decay)
+                total = self.cluster_size.sum()
+                smooth = (self.cluster_size + self.eps) / (total + len(embed) * self.eps) * total
+                size = self.cluster_size.clamp(min=self.eps) if self.clamp else smooth
+                self.embed.copy_(self.embed_avg / size[:, None])
+        return x + (q - x).detach(), idx.view(x.shape[:-1]), F.mse_loss(x, q.detach())
+
+
+class SharedResidual(nn.Module):
+    """Three levels of a residual stack that search one codebook."""
+
+    def __init__(self, dim=8, n=16, levels=3):
+        super().__init__()
+        self.levels, self.codebook = levels, nn.Embedding(n, dim)
+
+    def forward(self, x):
+        residual, total, codes, loss = x, torch.zeros_like(x), [], 0.0
+        for _ in range(self.levels):
+            idx = torch.cdist(residual.reshape(-1, x.shape[-1]), self.codebook.weight).argmin(-1).view(x.shape[:-1])
+            q = self.codebook(idx)
+            loss = loss + F.mse_loss(residual, q.detach()) * 0.25 + F.mse_loss(q, residual.detach())
+            total, residual = total + q, residual - q.detach()
+            codes.append(idx)
+        return x + (total - x).detach(), torch.stack(codes, -1), loss / self.levels
+
+
+class Lines(nn.Module):
+    """Every coordinate has a learnt codebook of numbers."""
+
+    def __init__(self, dim=3, n=7):
+        super().__init__()
+        self.levels = nn.Parameter(torch.randn(dim, n))
+
+    def forward(self, x):
+        idx = (x.unsqueeze(-1) - self.levels).abs().argmin(-1)
+        q = self.levels.expand(*x.shape[:-1], -1, -1).gather(-1, idx.unsqueeze(-1)).squeeze(-1)
+        loss = F.mse_loss(q, x.detach()) + 0.25 * F.mse_loss(x, q.detach())
+        return x + (q - x).detach(), idx, loss
+
+
+class Directions(nn.Module):
+    """Codes are chosen by direction and returned with their norms."""
+
+    def __init__(self, dim=5, n=20):
+        super().__init__()
+        self.embed = nn.Embedding(n, dim)
+
+    def forward(self, x):
+        idx = (F.normalize(x, dim=-1) @ F.normalize(self.embed.weight, dim=-1).t()).argmax(-1)
+        q = self.embed(idx)
+        loss = 0.25 * (q.detach() - x).pow(2).mean() + (q - x.detach()).pow(2).mean()
+        return x + (q - x).detach(), idx, loss
+
+
+class Scaled(nn.Module):
+    """Codes of any size and precision, in a codebook that takes gradients."""
+
+    def __init__(self, dim=8, n=16, scale=100.0, double=False):
+        super().__init__()
+        self.down, self.up = (nn.Linear(dim, dim) for _ in range(2)) if double else (nn.Identity(), nn.Identity())
+        self.embedding = nn.Embedding(n, dim)
+        self.embedding.weight.data.mul_(scale)
+        if double:
+            self.double()
+
+    def forward(self, x):
+        z = self.down(x)
+        idx = ((z.unsqueeze(-2) - self.embedding.weight) ** 2).sum(-1).min(-1).indices
+        q = self.embedding(idx)
+        loss = 0.25 * (z - q.detach()).square().mean() + (q - z.detach()).square().mean()
+        return self.up(z + q.detach() - z.detach()), loss, idx
