@@ -95,3 +95,18 @@ class Scaled(nn.Module):
         q = self.embedding(idx)
         loss = 0.25 * (z - q.detach()).square().mean() + (q - z.detach()).square().mean()
         return self.up(z + q.detach() - z.detach()), loss, idx
+
+
+class Lent(nn.Module):
+    """A codebook in bfloat16 that takes gradients; computes in float32 and answers in the format of its latents."""
+
+    def __init__(self, dim=8, n=16):
+        super().__init__()
+        self.embedding = nn.Embedding(n, dim, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        embed, flat = self.embedding.weight.float(), x.float().reshape(-1, x.shape[-1])
+        idx = torch.cdist(flat, embed).argmin(1)
+        q = embed[idx]
+        loss = F.mse_loss(q, flat.detach()) + 0.25 * F.mse_loss(q.detach(), flat)
+        return (flat + (q - flat).detach()).view(x.shape).to(x.dtype), idx.view(x.shape[:-1]), loss

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from vqverify.bounds import Clause, holds, within
+from vqverify.bounds import Clause, holds, unit_roundoff, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.agreement import STEPS, learnt, same
@@ -55,7 +55,8 @@ def accumulates(subject: Quantizer, case: Case) -> Iterator[Clause]:
     backward(second, case.g)
     for p, a, b in zip(parameters, *parts, strict=True):
         total = torch.zeros_like(p) if p.grad is None else p.grad
-        bound = STEPS * u * float(a.abs().max() + b.abs().max()) if p.numel() else 0.0
+        kept = max(u, unit_roundoff(p.dtype))  # its gradient has the precision in which a parameter is kept
+        bound = STEPS * kept * float(a.abs().max() + b.abs().max()) if p.numel() else 0.0
         yield within(
             (total - a - b).abs(),
             bound,

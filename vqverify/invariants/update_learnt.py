@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqverify.bounds import Clause, holds, within
+from vqverify.bounds import Clause, holds, unit_roundoff, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import Array, array, norms, roundoff, tiny, traced, trait, views
@@ -93,7 +93,7 @@ def synchronized(subject: Quantizer, case: Case) -> Iterator[Clause]:
     want, size = np.zeros_like(book), np.zeros(len(book))
     np.add.at(want, k, nu * g)
     np.add.at(size, k, nu * norms(g))
-    allowed = ((n + 2) * u + loose) * size + tiny(subject)
+    allowed = ((n + 2) * max(u, unit_roundoff(got.dtype)) + loose) * size + tiny(subject)
     yield within(norms(array(got) - want), allowed, "codes", f"|∂⟨g, z_q⟩/∂e − νΣg|, ν = {nu:g}")
     q = book[k]
     if trait(subject, "estimator") in {"straight-through", "synchronized"}:  # rotation: `lookup.forward_is_code`

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqverify.bounds import Clause, within
+from vqverify.bounds import Clause, unit_roundoff, within
 from vqverify.case import Case
 from vqverify.invariants.measure import Array, View, array, norms, roundoff, tiny, trait, views
 from vqverify.invariants.residual import stacked
@@ -55,11 +55,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Pulled:
-    """The codebook gradient of one level: measured, Σ(e − z) by code, and its rounding, (K, D) each."""
+    """The codebook gradient of one level: measured, Σ(e − z) by code, and its rounding, (K, D) each; u of its format."""
 
     got: Array
     want: Array
     reach: Array
+    u: float
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _codebook_sides(
         np.add.at(reach, k[keep], (norms(q) + norms(z) + (0.0 if offs is None else offs[index]))[keep])
         np.add.at(count, k[keep], 1.0)
         if got.shape == book.shape:
-            sides.append(Pulled(array(got), want, reach * (count + 8)))
+            sides.append(Pulled(array(got), want, reach * (count + 8), unit_roundoff(got.dtype)))
     return tuple(sides)
 
 
@@ -296,7 +297,7 @@ def weighed(subject: Quantizer, found: Measured, law: Law) -> list[Clause]:
     best = [min(clauses, key=lambda clause: clause.margin or 0.0)]
     for pulled in found.pulled:
         want = scale * law.b * pulled.want
-        allowed = u * scale * abs(law.b) * pulled.reach + law.loose_b * norms(want) + tiny(subject)
+        allowed = max(u, pulled.u) * scale * abs(law.b) * pulled.reach + law.loose_b * norms(want) + tiny(subject)
         said = f"|∂loss/∂e − 2·{law.b:.4g}·F Σ(e − z)|{_instead(pulled.got, scale * pulled.want)}"
         best.append(within(norms(pulled.got - want), allowed, "codebook weight", said))
     return best
