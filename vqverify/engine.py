@@ -18,6 +18,7 @@ from vqverify.invariant import Invariant, Undetermined, applicability, registry
 from vqverify.quantizer import Quantizer, Spec
 from vqverify.report import Result, Status
 from vqverify.shrink import shrink
+from vqverify.subject.randomness import kept
 from vqverify.witness import Witness
 
 OpenSubject = Callable[[Spec], Quantizer]
@@ -91,7 +92,8 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for index, part in enumerate(parts):
-        outcome = _check_part(row, subject, job, part, examples.of_case(index, len(parts)))
+        with kept():
+            outcome = _check_part(row, subject, job, part, examples.of_case(index, len(parts)))
         results += outcome.results
         witnesses |= outcome.witnesses
     if not parts:

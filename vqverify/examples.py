@@ -17,7 +17,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import hypothesis
-from hypothesis.strategies import SearchStrategy
+from hypothesis import strategies as st
 
 from vqverify import strategies
 from vqverify.case import Case
@@ -25,7 +25,8 @@ from vqverify.invariant import Invariant, State
 from vqverify.quantizer import Quantizer
 
 BLOCK = 25
-MASS = {"law": 10, "limit": 10, "contract": 4, "hardening": 4}  # batches: numbers need many structures, shapes few
+BUNCH = 5  # cases that Hypothesis draws at a time: starting on an example costs it more than drawing one
+MASS = {"law": 8, "limit": 8, "contract": 4, "hardening": 4}  # batches: numbers need many structures, shapes few
 
 
 @dataclass(frozen=True)
@@ -112,26 +113,26 @@ class Examples:
         return [*self.fixed, *self.searched[index % step :: step]]
 
 
-def drawn(strategy: SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
+def drawn(strategy: st.SearchStrategy[Case], seed: int, count: int = BLOCK) -> list[Case]:
     """One block of examples from Hypothesis: the same for the same seed, no database, no deadline."""
     cases: list[Case] = []
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=count,
+        max_examples=1 + -(-count // BUNCH),
         database=None,
         deadline=None,
         phases=[hypothesis.Phase.generate],
         suppress_health_check=cast("list[hypothesis.HealthCheck]", list(hypothesis.HealthCheck)),
         print_blob=False,
     )
-    @hypothesis.given(strategy)
-    def collect(case: Case) -> None:
-        cases.append(case)
+    @hypothesis.given(st.tuples(*[strategy] * BUNCH))
+    def collect(bunch: tuple[Case, ...]) -> None:
+        cases.extend(bunch if cases else bunch[:1])  # the first example is the simplest case, again and again
 
     with _storage():
         collect()
-    return cases
+    return cases[:count]
 
 
 @contextmanager

@@ -241,7 +241,7 @@ def mass(frame_: Frame, state: State, count: int = 10) -> Iterator[Case]:
             5000 + index,
             rng.integers(0, 250, n, dtype=np.uint8).tobytes(),
             own_codebook=not frame_.settable or index % 3 == 2,
-            history=0 if state == "fresh" else 1 + index % 2,
+            history={"fresh": 0, "warmed": 1 + index // 2 % 2, "both": index % 3}[state],
             seed=index,
         )
         case = realise(draw, frame_, f"mass {index}")

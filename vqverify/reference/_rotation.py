@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from vqverify.reference._products import full_precision
+from vqverify.reference._signature import signed
 
 _CHUNK = 1 << 18
 """Elements of one row chunk of the rotation: 1 MiB in float32, so that its many passes stay in a large cache."""
@@ -29,6 +30,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 # ruff: noqa: ARG004
 
 
+@signed
 class Turn(Function):
     """x -> J x or J^T x: linear in x, hence its own derivative with the transpose flipped, to every order."""
 

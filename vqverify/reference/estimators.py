@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from vqverify.reference import _checks
 from vqverify.reference._rotation import Turn, turn_zero
+from vqverify.reference._signature import signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,7 @@ def rotation_vjp(z: Tensor, q: Tensor, g: Tensor) -> Tensor:
 # ruff: noqa: ARG004
 
 
+@signed
 class _StraightThrough(Function):
     generate_vmap_rule = True
 
@@ -143,6 +145,7 @@ class _StraightThrough(Function):
         return grad_inputs[0].clone()
 
 
+@signed
 class _Synchronize(Function):
     generate_vmap_rule = True
 
@@ -163,6 +166,7 @@ class _Synchronize(Function):
         return grad_inputs[0] + ctx.weight * grad_inputs[1]
 
 
+@signed
 class _Rotate(Function):
     generate_vmap_rule = True
 

@@ -255,22 +255,20 @@ class Layer:
             return getattr(self.module, self.plan.method)(x, **self.plan.arguments)
 
     def codebook_gradients(self, value: Tensor) -> tuple[Tensor, ...]:
-        tensors = state.all_tensors(self.module)
         found: list[Tensor] = []
         for slot, rows in zip(self.plan.slots, self.codebooks() if self._made else self.plan.slots, strict=True):
             if slot.transform == "made":
                 found.append(torch.zeros_like(cast("Tensor", rows)))
                 continue
             with guarded("backward"):
-                pulled = capture.pull(value, tensors[slot.name], torch.ones_like(value)).cpu()
-                found.append(_view({slot.name: pulled}, slot))
+                pulled = capture.pull(value, state.tensor_at(self.module, slot.name), torch.ones_like(value)).cpu()
+                found.append(_part(pulled, slot))
         return tuple(found)
 
     def codebooks(self) -> tuple[Tensor, ...]:
-        tensors = state.all_tensors(self.module)
         if self._made:
             return self._computed()
-        return tuple(_effective(slot, _view(tensors, slot).detach().clone().cpu()) for slot in self.plan.slots)
+        return tuple(_effective(slot, _view(self.module, slot).detach().clone().cpu()) for slot in self.plan.slots)
 
     @property
     def device(self) -> str:
@@ -310,27 +308,26 @@ class Layer:
     def set_codebook(self, codebook: Sequence[Tensor]) -> None:
         if self._made:
             return  # codes that are computed cannot be set; `settable` finds that nothing moved
-        tensors = state.all_tensors(self.module)
         for slot, rows in zip(self.plan.slots, codebook, strict=True):
-            _view(tensors, slot).data.copy_(rows)
+            _view(self.module, slot).data.copy_(rows)
         for (counts, sums), slot in zip(self.plan.accumulators, self.plan.slots, strict=False):
-            size, rows = _view(tensors, counts).data, _view(tensors, slot)
+            size, rows = _view(self.module, counts).data, _view(self.module, slot)
             size.copy_(torch.where(size > 0, size, torch.ones_like(size)))
-            _view(tensors, sums).data.copy_(rows.to(size) * size[:, None])
+            _view(self.module, sums).data.copy_(rows.to(size) * size[:, None])
 
     def accumulators(self) -> tuple[Accumulators, ...]:
-        tensors = state.all_tensors(self.module)
         return tuple(
-            Accumulators(_view(tensors, counts).detach().clone().cpu(), _view(tensors, sums).detach().clone().cpu())
+            Accumulators(
+                _view(self.module, counts).detach().clone().cpu(), _view(self.module, sums).detach().clone().cpu()
+            )
             for counts, sums in self.plan.accumulators
         )
 
     @torch.no_grad()
     def set_accumulators(self, accumulators: Sequence[Accumulators]) -> None:
-        tensors = state.all_tensors(self.module)
         for (counts, sums), wanted in zip(self.plan.accumulators, accumulators, strict=True):
-            _view(tensors, counts).data.copy_(wanted.counts)
-            _view(tensors, sums).data.copy_(wanted.sums)
+            _view(self.module, counts).data.copy_(wanted.counts)
+            _view(self.module, sums).data.copy_(wanted.sums)
 
     @property
     def decoders(self) -> tuple[str, ...]:
@@ -416,11 +413,15 @@ def _node(out: Quantized, place: Place) -> Node:
     return node
 
 
-def _view(tensors: Mapping[str, Tensor], slot: Slot) -> Tensor:
+def _view(module: nn.Module, slot: Slot) -> Tensor:
     try:
-        tensor = tensors[slot.name][slot.index] if slot.index else tensors[slot.name]
+        return _part(state.tensor_at(module, slot.name), slot)
     except (KeyError, IndexError):
         raise Violation("state", f"the tensor {slot.name}{list(slot.index)} is gone from the layer's state") from None
+
+
+def _part(tensor: Tensor, slot: Slot) -> Tensor:
+    tensor = tensor[slot.index] if slot.index else tensor
     return tensor.t() if slot.transposed else tensor
 
 

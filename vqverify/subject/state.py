@@ -122,3 +122,18 @@ def all_tensors(module: nn.Module) -> dict[str, Tensor]:
             if isinstance(value, Tensor):
                 found.setdefault(f"{prefix}.{name}" if prefix else name, value)
     return found
+
+
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """One tensor of :func:`all_tensors` by its qualified name, without listing them all.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    *path, last = name.split(".")
+    for part in path:
+        module = module.__dict__["_modules"][part]
+    for table in (module.__dict__["_parameters"], module.__dict__["_buffers"], module.__dict__):
+        if isinstance(found := table.get(last), Tensor):
+            return found
+    raise KeyError(name)
