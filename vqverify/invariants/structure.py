@@ -70,7 +70,7 @@ def independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
                 "value",
                 f"z_q of other groups changes with the slice of group {group}",
             )
-        if train and same and not shared and not trait(subject, "replacement", default=False):
+        if train and same and not shared and trait(subject, "replacement", default="none") == "none":
             moved = [i for i in rest if not torch.equal(after[i], subject.codebooks()[i])]
             yield holds(not moved, "update", f"the codebook of group {moved} moves with the slice of group {group}")
 
