@@ -186,7 +186,8 @@ def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
     spread = own.std().clamp_min(1e-3)
     shift = 1000.0 * spread * torch.sign(torch.randn(d, generator=generator))
     subject.set_codebook([own + shift.to(own)])
-    z = (torch.randn(512, d, generator=generator) * spread + shift).to(subject.domain.dtype)
+    n = min(512, max(64, 2**24 // own.numel()))
+    z = (torch.randn(n, d, generator=generator) * spread + shift).to(subject.domain.dtype)
     for view in views(subject.forward(z, train=True, seed=case.seed, trace=True)):
         distance = squared_distances(view.z, view.codebook)
         rows = np.arange(len(view.z))

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ def consistent_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
     if case.part in {"step", "loaded"}:
         subject.forward(case.z, train=True, seed=case.seed)
         if case.part == "loaded":
-            shown = subject.build({}, subject.spec.seed + 1)
+            shown = _twin(subject)
             with guarded("load_state_dict"):
                 shown.module.load_state_dict(subject.module.state_dict())
     else:
@@ -178,6 +179,17 @@ def consistent_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
         if all(torch.equal(a, b) for a, b in zip(fresh, subject.codebooks(), strict=True)):
             return
     yield from consistent(shown, before)
+
+
+_TWINS: WeakKeyDictionary[Quantizer, Quantizer] = WeakKeyDictionary()
+
+
+def _twin(subject: Quantizer) -> Quantizer:
+    """A second construction of the layer in its fresh state; built once."""
+    if subject not in _TWINS:
+        _TWINS[subject] = subject.build({}, subject.spec.seed + 1)
+    _TWINS[subject].restore()
+    return _TWINS[subject]
 
 
 def consistent(subject: Quantizer, before: tuple[Accumulators, ...]) -> Iterator[Clause]:
