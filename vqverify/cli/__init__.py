@@ -6,6 +6,7 @@ be loaded.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -77,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  (a terminal that lacks λ still gets a report)
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  (`pkg.mod:Class` means what it means to `python -m`)
-    sys.exit(run(arguments))
+    code = run(arguments)
+    gc.freeze()  # the process ends, and collecting all that torch has built first would take half a second
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 import warnings
@@ -85,9 +86,11 @@ def shared(
     _kept[dumps(vars(subject.spec))] = subject
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()  # else the copies' collectors write to every page that they share
     try:
         yield from _collected(_pool(workers, "fork"), jobs, None, left)
     finally:
+        gc.unfreeze()
         torch.set_num_threads(threads)
         _kept.clear()
 
