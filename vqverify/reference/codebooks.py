@@ -107,11 +107,11 @@ def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: floa
     old, n = state.codebook.to(state.sums.dtype), batch.counts.to(state.counts.dtype)
     used = (n > 0).unsqueeze(1)
     counts = (state.counts * decay).add_(n, alpha=1 - decay).clamp_(min=LEAST_COUNT)
-    sums = (state.sums * decay).add_(batch.sums.to(state.sums.dtype), alpha=1 - decay)
     # decay 1 keeps everything: m'/N' would still round
     moves = used & (decay < 1)
-    # where the count stops, the sum stops with it
-    sums = torch.where(used, sums, state.sums * (counts / state.counts).unsqueeze(1))
+    # where the count of an unused code stops, its sum stops with it
+    keep = torch.where(n > 0, decay, counts / state.counts).to(state.sums.dtype)
+    sums = (state.sums * keep.unsqueeze(1)).add_(batch.sums.to(state.sums.dtype), alpha=1 - decay)
     if smoothing:
         codebook = sums / laplace_counts(counts, smoothing).unsqueeze(1)
     else:
