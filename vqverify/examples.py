@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
-from weakref import WeakKeyDictionary
 
 import hypothesis
 from hypothesis import strategies as st
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from vqverify import strategies
 from vqverify.case import Case
 from vqverify.invariant import Invariant, State
-from vqverify.quantizer import Quantizer
+from vqverify.quantizer import Quantizer, per_subject
 
 BLOCK = 25
 BUNCH = 5  # cases that Hypothesis draws at a time: starting on an example costs it more than drawing one
@@ -67,14 +66,10 @@ class Stock:
         return have[:count]
 
 
-_STOCKS: WeakKeyDictionary[Quantizer, Stock] = WeakKeyDictionary()
-
-
+@per_subject
 def stock(subject: Quantizer) -> Stock:
-    """The stock of a subject in its fresh state, made on first use."""
-    if subject not in _STOCKS:
-        _STOCKS[subject] = Stock(strategies.frame(subject))
-    return _STOCKS[subject]
+    """The stock of a subject in its fresh state."""
+    return Stock(strategies.frame(subject))
 
 
 class Examples:

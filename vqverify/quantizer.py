@@ -7,13 +7,16 @@ about a layer is a `Finding` with its evidence and its origin.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 Origin = Literal["given", "default", "adapter", "identified"]
 Via = Callable[
     [Callable[..., Any], Tensor], Any
@@ -300,3 +303,16 @@ class Quantizer(Protocol):
 def place(subject: Quantizer, q: Tensor) -> None:
     """Put the code q (Dc,) into every row of every level: any pair (z, q) can be reached this way."""
     subject.set_codebook([q.to(e).expand_as(e).clone() for e in subject.codebooks()])
+
+
+def per_subject(make: Callable[[Quantizer], T]) -> Callable[[Quantizer], T]:
+    """Make something once for each subject, and keep it for as long as the subject lives."""
+    made: WeakKeyDictionary[Quantizer, T] = WeakKeyDictionary()
+
+    @functools.wraps(make)
+    def kept(subject: Quantizer) -> T:
+        if subject not in made:
+            made[subject] = make(subject)
+        return made[subject]
+
+    return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from vqverify.invariants.agreement import STEPS, agree, learnt, learnt_agree, se
 from vqverify.invariants.interface import SOURCE, backward, finite_state, received
 from vqverify.invariants.interface_batching import still, train_repeats
 from vqverify.invariants.measure import SAFE, array, norms, rotation_law_bound, roundoff, trait
-from vqverify.quantizer import Quantizer
+from vqverify.quantizer import Quantizer, per_subject
 from vqverify.subject.plan import sizes
 
 if TYPE_CHECKING:
@@ -42,18 +41,11 @@ def method(subject: Quantizer) -> Callable[..., Any]:
     return subject.module.forward if name == "__call__" else getattr(subject.module, name)
 
 
+@per_subject
 def mask_layout(subject: Quantizer) -> str | None:
     """The first layout in which the layer takes a mask with one entry a latent; None without one."""
-    if subject not in _LAYOUTS:
-        _LAYOUTS[subject] = _mask_layout(subject) if "mask" in parameters(method(subject)) else None
-    return _LAYOUTS[subject]
-
-
-_LAYOUTS: WeakKeyDictionary[Quantizer, str | None] = WeakKeyDictionary()
-"""Finding it takes passes, and a built layer does not change its mind."""
-
-
-def _mask_layout(subject: Quantizer) -> str | None:
+    if "mask" not in parameters(method(subject)):
+        return None
     before = subject.snapshot()
     z = torch.zeros(max(2, subject.domain.min_n), subject.domain.dim, dtype=subject.domain.dtype)
     everything = torch.ones(len(z), dtype=torch.bool)

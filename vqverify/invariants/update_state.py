@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from vqverify.case import Case
 from vqverify.invariant import Undetermined, invariant
 from vqverify.invariants.measure import array, kept_within, norms, roundoff, tiny, trait
 from vqverify.invariants.update import EMA, Step, codes_from, divisor, kept, steps
-from vqverify.quantizer import Accumulators, Finding, Quantizer
+from vqverify.quantizer import Accumulators, Finding, Quantizer, per_subject
 from vqverify.subject.layer import guarded
 from vqverify.subject.plan import enter
 from vqverify.subject.randomness import forked
@@ -168,6 +167,7 @@ def consistent_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
         subject.forward(case.z, train=True, seed=case.seed)
         if case.part == "loaded":
             shown = _twin(subject)
+            shown.restore()
             with guarded("load_state_dict"):
                 shown.module.load_state_dict(subject.module.state_dict())
     else:
@@ -181,15 +181,10 @@ def consistent_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
     yield from consistent(shown, before)
 
 
-_TWINS: WeakKeyDictionary[Quantizer, Quantizer] = WeakKeyDictionary()
-
-
+@per_subject
 def _twin(subject: Quantizer) -> Quantizer:
-    """A second construction of the layer in its fresh state; built once."""
-    if subject not in _TWINS:
-        _TWINS[subject] = subject.build({}, subject.spec.seed + 1)
-    _TWINS[subject].restore()
-    return _TWINS[subject]
+    """A second construction of the layer."""
+    return subject.build({}, subject.spec.seed + 1)
 
 
 def consistent(subject: Quantizer, before: tuple[Accumulators, ...]) -> Iterator[Clause]:
