@@ -102,9 +102,16 @@ def distributed_(subject: Quantizer, case: Case) -> Iterator[Clause]:
     whole = _ended(alone, 0)
     # sums in another order, and their quotient
     allowed = (most + len(whole.codebooks[0]) + 16) * u * reach + tiny(subject)
+    drawn = trait(subject, "stochastic", "none") in {"train", "both"}
     for index, (a, b) in enumerate(zip(one.counts, whole.counts, strict=True)):
+        if drawn:  # other codes than those of one process, but as many latents
+            error, size = array(a).sum() - array(b).sum(), float(b.sum())
+            yield within(error, (len(b) + 16) * u * size, "total", f"ΣN of level {index}: two processes, and one")
+            continue
         yield within(
             array(a) - array(b), (most + 16) * u * most, "counts", f"N of level {index}: two processes, and one"
         )
+    if drawn:
+        return
     for index, (a, b) in enumerate(zip(one.codebooks, whole.codebooks, strict=True)):
         yield within(norms(array(a) - array(b)), allowed, "whole", f"codes of level {index}: two processes, and one")

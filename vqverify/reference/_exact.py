@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from vqverify.reference._products import Table, certified, full_precision, gap_error, prepare
+from vqverify.reference._products import Table, certified, full_precision, gap_error, prepare, ranked
 
 _BLOCK = 1 << 17
 """Float64 numbers of one block of scores or differences: 1 MiB."""
 _FEW = 32
-"""Up to so many rows a second table costs more than it saves."""
+_SHARE = 16
+"""Up to so many rows, or one in so many, they are what is nearly a tie in any data: few codes compete for each."""
+_MODERATE = 400
+"""Exponents up to this one leave squares, and 2⁵³ times less, normal numbers of float64."""
 _PAIRS = 3
 """With more candidates a row than this, codes are probably equal, and looking for that pays."""
 
@@ -20,9 +23,9 @@ _PAIRS = 3
 def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
     """Return the exact nearest code of the given rows, ties to the lowest index.
 
-    If the rows are many, a second certificate in float64 decides nearly all of them. What is left is decided
-    among the few codes that the error bound allows: by direct differences in float64, then, for ties and what
-    is nearly one, without rounding.
+    A few rows are decided among the few codes that the error bound allows: by direct differences in float64, then,
+    for ties and what is nearly one, without rounding. If they are many, the cause is sought first: codes that repeat
+    are left out; numbers on a common grid have exact products; else a second certificate in float64 decides nearly all.
 
     Args:
         z: latents (N, D) as given.
@@ -37,22 +40,54 @@ def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
         ValueError: if one of the rows holds NaN or infinity.
     """
     _require_finite(z, rows)
-    escalate = len(rows) > _FEW and table.centre.dtype != torch.float64
-    if escalate:
-        # not stored: it would take twice the memory of the codebook
-        table = prepare(codebook, torch.float64, store=False)
+    if len(rows) <= max(_FEW, len(z) // _SHARE):
+        return torch.cat([_decide(z[part], codebook, table) for part in rows.split(max(1, _BLOCK // table.dim))])
+    distinct = (~_repeats(codebook, torch.arange(len(codebook), device=z.device))).nonzero().squeeze(1)
+    if 2 * len(distinct) > len(codebook):  # else the copy is small
+        return _settle_many(z, codebook, rows, table)
+    return distinct[_settle_many(z, codebook[distinct], rows, None)]
+
+
+def _settle_many(z: Tensor, codebook: Tensor, rows: Tensor, table: Table | None) -> Tensor:
     out = torch.empty_like(rows)
-    step = max(1, _BLOCK // (table.dim + 1))
+    step = max(1, _BLOCK // codebook.shape[1])
     for part, index in zip(rows.split(step), out.split(step), strict=True):
         latents = z[part]
-        if escalate:
-            found, certain = certified(latents, table)
-            index.copy_(found)
-            left_open = (~certain).nonzero().squeeze(1)
-            index[left_open] = _decide(latents[left_open], codebook, table)
-        else:
-            index.copy_(_decide(latents, codebook, table))
+        exact = _grid_table(latents, codebook)
+        if exact is not None:
+            for _ in ranked(latents, exact, index):
+                pass
+            continue
+        if table is None or table.centre.dtype != torch.float64:
+            # not stored: it would take twice the memory of the codebook
+            table = prepare(codebook, torch.float64, store=False)
+        found, certain = certified(latents, table)
+        index.copy_(found)
+        left_open = (~certain).nonzero().squeeze(1)
+        index[left_open] = _decide(latents[left_open], codebook, table)
     return out
+
+
+def _grid_table(z: Tensor, codebook: Tensor) -> Table | None:
+    """Return a table in float64 whose scores of z are exact, if all numbers are multiples of one that is large enough.
+
+    With a = z - c₁ and b = c - c₁ whole numbers of at most 2^m of such units, |b|² - 2 a·b adds up to at most
+    3D·2^2m: below 2⁵³ no sum is rounded, whatever its order.
+    """
+    dim, step = codebook.shape[1], max(1, _BLOCK // codebook.shape[1])
+    centre = codebook[0].double()
+    blocks = [*z.split(step), *codebook.split(step)]
+    reach = max(float((block.double() - centre).abs().max()) for block in blocks)
+    if not math.isfinite(reach) or abs(size := math.frexp(reach)[1]) > _MODERATE:
+        return None
+    scale = 2.0 ** ((53 - math.ceil(math.log2(3 * dim))) // 2 - size)
+    for block in blocks:
+        wide = block.double()
+        whole = (wide * scale).round()
+        # above 2^53 z - c₁ may be rounded
+        if bool(((whole / scale != wide) | (whole.abs() > 2.0**53)).any()):
+            return None
+    return Table(codebook, None, centre, centre.new_zeros(()))
 
 
 def _require_finite(z: Tensor, rows: Tensor) -> None:
@@ -93,6 +128,14 @@ def _candidates(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
 def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the pairs whose code repeats a candidate of lower index: it is as near, and loses the tie."""
     used = code.unique()  # sorted
+    repeats = torch.zeros(len(codebook), dtype=torch.bool, device=codebook.device)
+    repeats[used] = _repeats(codebook, used)
+    keep = ~repeats[code]
+    return row[keep], code[keep]
+
+
+def _repeats(codebook: Tensor, used: Tensor) -> Tensor:
+    """Return which of the given codes, indices in increasing order, equal one before them."""
     multipliers = torch.randint(2**62, (codebook.shape[1],), generator=torch.Generator().manual_seed(0))
     multipliers = (2 * multipliers + 1).to(codebook.device)
     blocks = used.split(max(1, _BLOCK // codebook.shape[1]))
@@ -102,10 +145,7 @@ def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tens
     first = torch.full_like(used, len(codebook)).scatter_reduce_(0, group, used, "amin")[group]
     # equal keys only suggest it
     same = [(codebook[a] == codebook[b]).all(1) for a, b in zip(blocks, first.split(len(blocks[0])), strict=True)]
-    repeats = torch.zeros(len(codebook), dtype=torch.bool, device=codebook.device)
-    repeats[used] = (first != used) & torch.cat(same)
-    keep = ~repeats[code]
-    return row[keep], code[keep]
+    return (first != used) & torch.cat(same)
 
 
 def _closest(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:

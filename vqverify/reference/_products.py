@@ -6,6 +6,7 @@ of the two best scores of a row, when it exceeds the rounding error of their dif
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
 BUFFER_BYTES = 1 << 20
 """Scores at hand at a time: 1 MiB stays in the cache of a core; 64 MiB is 2.4-4.1 times slower."""
@@ -22,6 +23,11 @@ _COLUMNS = 1 << 10
 """Codes in one block of scores, at most: a wider block pushes the codes themselves out of the cache."""
 _LEFT = 1 << 19
 """Numbers of the left operand at hand at a time."""
+KEPT_BYTES = 4 << 20
+"""Memory that a thread keeps from lookup to lookup: the page faults of fresh memory are a tenth of a small one."""
+_ALIGN = 64
+"""Bytes of a cache line, on which the rows of scores begin."""
+_kept = threading.local()
 
 
 class Table(NamedTuple):
@@ -87,32 +93,42 @@ def certified(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
     """Return the best index of each row of z (N, D) and whether it is proved to be the nearest."""
     index = torch.empty(len(z), dtype=torch.int64, device=z.device)
     certain = torch.empty(len(z), dtype=torch.bool, device=z.device)
-    step = max(1, _LEFT // (table.dim + 1))
-    workspace = _Workspace(table, min(step, len(z)))
-    with full_precision():
-        for part, found, sure in zip(z.split(step), index.split(step), certain.split(step), strict=True):
-            left = table.left(part, workspace.left[: len(part)])
-            gap = _gaps(left, workspace, found)
-            error = gap_error(torch.linalg.vector_norm(left[:, :-1], dim=1), table)
-            torch.gt(gap, error, out=sure)
+    for rows, norm, best, second in ranked(z, table, index):
+        torch.gt(second.sub_(best), gap_error(norm, table), out=certain[rows])
     return index, certain
+
+
+def ranked(z: Tensor, table: Table, index: Tensor) -> Generator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Write the code of the best score of each row of z (N, D) to ``index`` (N,), the lowest of equal ones.
+
+    Yields:
+        Part by part: the rows, their |z - centre|, best and second best score, valid until the next part.
+    """
+    step = max(1, _LEFT // (table.dim + 1))
+    work = _Workspace(table, min(step, len(z)))
+    with full_precision():
+        for i in range(0, len(z), step):
+            rows = slice(i, min(i + step, len(z)))
+            left = table.left(z[rows], work.left[: rows.stop - i])
+            best, second = _two_best(left, work, index[rows])
+            yield rows, torch.linalg.vector_norm(left[:, :-1], dim=1), best, second
 
 
 def gap_error(norm: Tensor, table: Table) -> Tensor:
     """Bound the error of a difference of two computed scores (theory T28, after centring).
 
-    The first term is the rounding of products and norms, in whatever order they are added up: |c|² takes (D + 1)u
-    as a norm and again as the last term of the product. The second is that of the centring, the third what
-    underflow may lose.
+    With r = |z - centre| and f the largest |c - centre|: 4(D + 5)u(r + f)f is the rounding of products and norms, in
+    whatever order they are added up (|c|² takes (D + 1)u as a norm and again as the last term of the product),
+    4u(r + f)² that of the centring, and the last term is what underflow may lose.
 
     Args:
-        norm: |z - centre| of the rows (N,), in the dtype of the table.
+        norm: r of the rows (N,), in the dtype of the table; overwritten.
         table: the codebook.
     """
-    info = torch.finfo(norm.dtype)
-    u, dim, far = info.eps / 2, table.dim, table.largest
-    products = 4 * (dim + 5) * u * (norm + far) * far
-    return 1.01 * (products + 4 * u * (norm + far).square()) + 4 * (dim + 4) * info.tiny
+    info, dim = torch.finfo(norm.dtype), table.dim
+    # 1.01: first order in u
+    size, u = norm.add_(table.largest), 1.01 * info.eps / 2
+    return torch.add(4 * (dim + 5) * u * table.largest, size, alpha=4 * u).mul_(size).add_(4 * (dim + 4) * info.tiny)
 
 
 @contextmanager
@@ -130,48 +146,58 @@ def full_precision() -> Generator[None]:
 
 
 class _Workspace:
-    """Memory that all blocks share: a fresh buffer costs more in page faults than the reductions do."""
+    """Memory that all blocks of scores share."""
 
     def __init__(self, table: Table, rows: int) -> None:
-        k = len(table.codebook)
+        k, width = len(table.codebook), table.dim + 1
         self.table = table
         self.columns = -(-k // -(-k // _COLUMNS))  # blocks of nearly equal size
-        self.left = table.centre.new_ones(rows, table.dim + 1)
-        self.rows = max(16, BUFFER_BYTES // (self.left.element_size() * self.columns))
-        self.scores = self.left.new_empty(min(rows, self.rows) * self.columns)
-        self.values = self.left.new_empty(4, rows)
-        self.found = torch.empty(rows, dtype=torch.int64, device=self.left.device)
+        self.rows = min(rows, max(16, BUFFER_BYTES // (table.centre.element_size() * self.columns)))
+        sizes = [self.rows * self.columns, rows * width, *[rows] * 4]
+        self.scores, left, *self.values = _scratch(sizes, table.centre)
+        self.left = left.view(rows, width)
+        self.left[:, -1] = 1
+        self.found = torch.empty(rows, dtype=torch.int64, device=left.device)
 
 
-def _gaps(left: Tensor, work: _Workspace, index: Tensor) -> Tensor:
-    """Write the code of the best score of each row to ``index``; return second best minus best score."""
-    pair, (best, second) = work.values[:, : len(left)].split(2)
-    first, runner_up = pair
+def _scratch(sizes: list[int], like: Tensor) -> Sequence[Tensor]:
+    """Return vectors of any value, on a CPU in memory that the thread keeps if they are not too long."""
+    count, width = sum(sizes), like.element_size()
+    if like.device.type != "cpu" or count * width > KEPT_BYTES:
+        return like.new_empty(count).split(sizes)
+    if not hasattr(_kept, "memory"):
+        # of numpy: a tensor that inference mode makes could not be written to outside of it
+        memory = np.empty(KEPT_BYTES + _ALIGN, np.uint8)
+        skip = -memory.ctypes.data % _ALIGN
+        _kept.memory = memory[skip : skip + KEPT_BYTES]
+    return torch.from_numpy(_kept.memory).view(like.dtype)[:count].split(sizes)
+
+
+def _two_best(left: Tensor, work: _Workspace, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the code of the best score of each row to ``index``; return the best and the second best score."""
+    best, second, first, runner_up = (t[: len(left)] for t in work.values)
     reduce = _reduce_numpy if left.device.type == "cpu" else _reduce_topk
-    found = work.found[: len(left)]
-    for j, codes in enumerate(work.table.blocks(work.columns)):
-        reduce(left, codes, work, found, pair)
-        if j == 0:
-            best.copy_(first)
-            second.copy_(runner_up)
-            index.copy_(found)
-            continue
+    blocks = work.table.blocks(work.columns)
+    reduce(left, next(blocks), work, index, best, second)
+    for j, codes in enumerate(blocks, start=1):
+        found = work.found[: len(left)]
+        reduce(left, codes, work, found, first, runner_up)
         # the loser of the two firsts may be the second; an earlier block wins ties
         torch.minimum(second, runner_up, out=second)
         torch.minimum(second, torch.maximum(best, first), out=second)
         torch.where(first < best, found.add_(j * work.columns), index, out=index)
         torch.minimum(best, first, out=best)
-    return second.sub_(best)
+    return best, second
 
 
-def _reduce_numpy(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, values: Tensor) -> None:
+def _reduce_numpy(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, best: Tensor, second: Tensor) -> None:
     """Write the rows' arg-minima, minima and second minima over one block of codes.
 
     numpy's argmin is vectorised, torch's is not: 20 times faster on a buffer in cache. torch's amin is.
     """
     n, k = len(left), codes.shape[1]
     size = min(work.rows, n)
-    scores, (best, second) = work.scores[: size * k].view(size, k), values
+    scores = work.scores[: size * k].view(size, k)
     at, least, array, starts = index.numpy(), best.numpy(), scores.numpy(), np.arange(0, size * k, k)
     flat = array.reshape(-1)
     for i in range(0, n, size):
@@ -185,9 +211,8 @@ def _reduce_numpy(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, 
         torch.amin(scores, 1, out=second[part])
 
 
-def _reduce_topk(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, values: Tensor) -> None:
+def _reduce_topk(left: Tensor, codes: Tensor, work: _Workspace, index: Tensor, best: Tensor, second: Tensor) -> None:
     """Do the same on any device."""
-    best, second = values
     for i in range(0, len(left), work.rows):
         part = slice(i, i + work.rows)
         least, order = (left[part] @ codes).topk(min(2, codes.shape[1]), largest=False)

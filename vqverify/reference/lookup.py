@@ -13,10 +13,12 @@ from torch import Tensor
 
 from vqverify.reference import _checks, _tree
 from vqverify.reference._exact import settle
-from vqverify.reference._products import certified, prepare
+from vqverify.reference._products import Table, certified, gap_error, prepare, ranked
 
 _SMALL = 1 << 15
 """Up to so many differences in all, computing them costs less than setting up the products."""
+_HALVES = 1 << 14
+"""Latents that are rounded at a time."""
 
 
 def nearest_codes(z: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
@@ -129,22 +131,43 @@ def nearest_codes_lower_precision(
     _checks.matrix_pair(z, codebook)
     if dtype not in {torch.bfloat16, torch.float16}:
         raise ValueError(f"dtype must be torch.bfloat16 or torch.float16; it was {dtype}")
-    rows = z.detach().reshape(-1, z.shape[-1])
-    codes = codebook.detach()
-    info, dim = torch.finfo(dtype), rows.shape[1]
+    rows, codes = z.detach().reshape(-1, z.shape[-1]), codebook.detach()
     index = torch.empty(len(rows), dtype=torch.int64, device=z.device)
     proved = torch.empty(len(rows), dtype=torch.bool, device=z.device)
-    rounded = codes.to(dtype).double()
     largest = torch.linalg.vector_norm(codes.double(), dim=1).max()
-    step = max(1, (1 << 17) // codes.numel())
-    for part, best, sure in zip(rows.split(step), index.split(step), proved.split(step), strict=True):
-        distance = torch.linalg.vector_norm(part.to(dtype).double().unsqueeze(1) - rounded, dim=2)
-        two, order = distance.topk(min(2, len(codes)), largest=False)
-        best.copy_(order[:, 0])
-        size = torch.linalg.vector_norm(part.double(), dim=1) + largest
-        least = info.smallest_normal * info.eps
-        error = info.eps * size + 2 * least * dim**0.5 + 4 * (dim + 4) * 2.0**-53 * size
-        sure.copy_(two[:, -1] - two[:, 0] > error if len(codes) > 1 else torch.isfinite(size))
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        table = prepare(codes.to(dtype), torch.float32)
+        for part, found, sure in zip(rows.split(_HALVES), index.split(_HALVES), proved.split(_HALVES), strict=True):
+            for at, norm, *scores in ranked(part.to(dtype), table, found):
+                size = torch.linalg.vector_norm(part[at].double(), dim=1) + largest
+                sure[at] = _half_certificate(norm, (scores[0], scores[1]), size, table, dtype)
+    if len(codes) == 1:
+        proved = rows.isfinite().all(1)
     open_rows = (~proved).nonzero().squeeze(1)
     index[open_rows] = nearest_codes(rows[open_rows], codes)
     return index.reshape(z.shape[:-1]), proved.reshape(z.shape[:-1])
+
+
+def _half_certificate(
+    norm: Tensor, scores: tuple[Tensor, Tensor], size: Tensor, table: Table, dtype: torch.dtype
+) -> Tensor:
+    """Return whether two rounded distances differ by more than rounding may have moved them (T29).
+
+    Args:
+        norm: |z - centre| of the rounded rows (N,).
+        scores: the two least |c|² - 2 z·c, of centred numbers, (N,) each.
+        size: |z| + max|c| of the numbers as given (N,), float64.
+        table: the rounded codebook.
+        dtype: what was rounded to.
+    """
+    info, dim = torch.finfo(dtype), table.dim
+    square = norm.double().square()
+    best, second = (score.double() for score in scores)
+    slack = gap_error(norm, table).double()
+    # |z|² was computed as well
+    above = square + slack + 4 * (dim + 4) * torch.finfo(norm.dtype).eps * square
+    total = (best + above).clamp(min=0).sqrt() + (second + above).clamp(min=0).sqrt()
+    least = info.smallest_normal * info.eps
+    # 1e-9: what float64 rounds here
+    moved = (1 + 1e-9) * (info.eps * size + 2 * least * dim**0.5)
+    return second - best - slack > moved * total
