@@ -1,5 +1,6 @@
 """The lookup returns the true nearest code: compared with rational arithmetic and float64 differences."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
@@ -104,6 +105,80 @@ def test_index_does_not_depend_on_chunk_or_batch(monkeypatch, dtype):
         monkeypatch.setattr(_products, name, value)
     monkeypatch.setattr(_exact, "_BLOCK", 50)
     assert torch.equal(whole, nearest_codes(grid, codes))
+
+
+def _ties(name):
+    """Latents (80, 3) and codes (12, 3) of which many are equally near; and whether a grid has them."""
+    generator = torch.Generator().manual_seed(4)
+    z, codes = (torch.randint(-2, 3, (n, 3), generator=generator).double() for n in (80, 12))
+    if name == "off centre":
+        return (z / 16 + 1000).float(), (codes / 16 + 1000).float(), True
+    if name == "one code off the grid":
+        codes[7, 1] += 2.0**-40
+    if name == "an entry that vanishes beside the others":
+        z, codes = z * 2.0**390, codes * 2.0**390
+        codes[codes == 0] = 2.0**-1000
+    if name == "a distance that float64 rounds":
+        z[0] = 2.0**27
+    if name == "too large for differences":
+        z, codes = z * 2.0**10 + 2.0**60, codes * 2.0**10 + 2.0**60
+    if name == "repeated":
+        codes = codes[:3].repeat(4, 1)
+        codes[6:][codes[6:] == 0] = -0.0
+        return z.float(), codes.float(), True
+    if name == "repeated, of any numbers":
+        codes = torch.randn(2, 3, generator=generator, dtype=torch.float64).repeat(6, 1)
+        return z, codes, False
+    return z, codes, name == "small"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small",
+        "off centre",
+        "one code off the grid",
+        "an entry that vanishes beside the others",
+        "a distance that float64 rounds",
+        "too large for differences",
+        "repeated",
+        "repeated, of any numbers",
+    ],
+)
+def test_many_ties(name):
+    z, codes, on_grid = _ties(name)
+    truth = exact(z, codes)
+    assert torch.equal(nearest_codes(z, codes), truth)
+    table = _exact._grid_table(z, codes)
+    assert (table is not None) == on_grid
+    if table is not None:
+        index = torch.empty(len(z), dtype=torch.int64)
+        assert len(list(_products.ranked(z, table, index))) == 1
+        assert torch.equal(index, truth)
+
+
+def test_broken_codes_among_many_ties():
+    z, codes, _ = _ties("small")
+    codes[:5] = float("nan")
+    codes[5] = float("inf")
+    assert torch.equal(nearest_codes(z, codes), exact(z, codes[6:]) + 6)
+
+
+def test_threads_do_not_share_scratch_memory():
+    generator = torch.Generator().manual_seed(6)
+    jobs = [(torch.randn(500, d, generator=generator), torch.randn(90, d, generator=generator)) for d in (5, 9, 33)] * 4
+    alone = [nearest_codes(*job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for a, b in zip(pool.map(lambda job: nearest_codes(*job), jobs), alone, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_inference_mode_leaves_nothing_behind():
+    z, codes = torch.randn(500, 5), torch.randn(90, 5)
+    with torch.inference_mode():
+        inside = nearest_codes(z, codes)
+    assert torch.equal(nearest_codes(z, codes), inside)
 
 
 def test_two_codes_that_differ_beyond_float64():

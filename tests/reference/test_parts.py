@@ -417,6 +417,18 @@ def test_lower_precision_is_exact_and_says_where_it_sufficed(dtype, offset):
     assert torch.equal(half[proved], index[proved])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precision_takes_overflow_and_single_codes(dtype):
+    z, codes = torch.randn(70, 4), torch.randn(9, 4)
+    _, proved = nearest_codes_lower_precision(z, codes[:1], dtype)
+    assert proved.all()
+    z[::7], codes[::4] = z[::7] * 1e6, codes[::4] * 1e6  # beyond float16
+    index, _ = nearest_codes_lower_precision(z, codes, dtype)
+    assert torch.equal(index, nearest_codes(z, codes))
+    with pytest.raises(ValueError, match="z must be finite"):
+        nearest_codes_lower_precision(z * float("inf"), codes, dtype)
+
+
 def test_half_precision_does_add_imprecision():
     """The example of T29: exact distances 2 and 3, in float16 both numbers are even."""
     z, codes = torch.tensor([[2049.0]]), torch.tensor([[2051.0], [2046.0]])

@@ -196,9 +196,10 @@ def _largest(x: Tensor) -> float:
 
 def _to_grid(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Return x·2^shift as int64 and, a row, whether that is exact."""
-    scaled = x.double() * 2.0**shift
-    whole = scaled.nan_to_num(0, 0, 0).round()
-    return whole.long(), (scaled == whole).all(1)
+    wide = x.double()
+    whole = (wide * 2.0**shift).nan_to_num(0, 0, 0).round()
+    # not `whole == wide * 2^shift`: a product that underflows is whole
+    return whole.long(), (whole * 2.0**-shift == wide).all(1)
 
 
 def _nearest_rational(z: Tensor, codebook: Tensor, candidates: Tensor) -> int:
