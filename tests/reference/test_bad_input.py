@@ -67,6 +67,10 @@ def test_the_argument_is_named(name, call):
 
 
 LAYERS = {
+    "ema": lambda: R.VectorQuantizer(4, 6),
+    "residual": lambda: R.ResidualVQ(4, 6),
+    "grouped": lambda: R.GroupedVQ(4, 6),
+    "projected": lambda: R.ProjectedCosineVQ(4, 6, codebook_dim=3),
     "sampled": lambda: R.VectorQuantizer(4, 6, temperature=1.0),
     "moments": lambda: R.VectorQuantizer(4, 6, learning="gradient", affine="moments"),
     "kmeans": lambda: R.VectorQuantizer(4, 6, initialisation="kmeans", replacement=1),
@@ -83,13 +87,141 @@ LAYERS = {
 def test_nan_raises_and_leaves_the_state_unless_masked(name, training):
     layer = LAYERS[name]().train(training)
     before = copy.deepcopy(layer.state_dict())
-    with pytest.raises(ValueError, match=r"\bz must "):
+    with pytest.raises(ValueError, match=r"\bz\b.* must "):
         layer(NAN)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), layer.state_dict().values(), strict=True))
     out = layer(NAN, mask=NAN.isfinite().all(1))
     assert out.z_q.isfinite().all()
     assert out.loss.isfinite()
     assert all(value.isfinite().all() for value in layer.state_dict().values())
+
+
+MOST = torch.finfo(torch.float32).max
+LARGE = {
+    "moving averages": (lambda: R.VectorQuantizer(4, 2), torch.float32, MOST),
+    "without memory": (lambda: R.VectorQuantizer(4, 2, learning="memoryless"), torch.float32, MOST),
+    "nothing moves": (lambda: R.VectorQuantizer(4, 2, decay=1.0), torch.float32, MOST),
+    "k-means": (lambda: R.VectorQuantizer(4, 2, initialisation="kmeans"), torch.float32, MOST),
+    "k-means in half": (lambda: R.VectorQuantizer(4, 2, initialisation="kmeans").half(), torch.float32, 1e6),
+    "replacement in half": (
+        lambda: R.VectorQuantizer(4, 20, learning="gradient", replacement=1).half(),
+        torch.float32,
+        1e6,
+    ),
+    "moments": (lambda: R.VectorQuantizer(4, 2, learning="gradient", affine="moments"), torch.float32, 1e30),
+    "half": (lambda: R.VectorQuantizer(4, 2).half(), torch.float32, 1e8),
+    "the second level": (lambda: R.ResidualVQ(4, 2), torch.float32, MOST),
+    "the second group": (lambda: R.GroupedVQ(4, 2), torch.float32, torch.tensor([1, 1, MOST, MOST])),
+    "projected": (lambda: R.ProjectedCosineVQ(4, 2).half(), torch.float32, 1e30),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_overflows_raises_and_leaves_the_state(name):
+    build, dtype, scale = LARGE[name]
+    layer = build()
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=r"\bz\b.* must be finite"):
+        layer(Z.sign().to(dtype) * scale)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), layer.state_dict().values(), strict=True))
+
+
+def test_codes_that_were_broken_on_purpose_may_stay():
+    layer = R.VectorQuantizer(4, 6)
+    layer.set_codebook(torch.cat([CODES[:5], torch.full((1, 4), torch.inf)]))
+    assert layer(Z).codes.max() < 5
+    assert layer.codebook[:5].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_latents_of_another_dtype_than_the_module(name, dtype):
+    layer, z = LAYERS[name](), Z.to(dtype).requires_grad_()
+    out = layer(z)
+    assert out.z_q.dtype == dtype
+    (out.z_q.sum() + out.loss).backward()
+    assert z.grad.dtype == dtype
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("decay", {"decay": 1.5}),
+        ("decay", {"decay": -0.1}),
+        ("dim", {"dim": 0}),
+        ("codebook_size", {"codebook_size": 0}),
+        ("codebook_size", {"codebook_size": 2.0}),
+        ("replacement", {"replacement": 0}),
+        ("temperature", {"temperature": -1.0}),
+        ("reduction", {"reduction": "none"}),
+        ("metric", {"metric": "dot"}),
+        ("estimator", {"estimator": "ste"}),
+        ("learning", {"learning": "sgd"}),
+        ("initialisation", {"initialisation": "zeros"}),
+        ("affine", {"affine": "both"}),
+    ],
+)
+def test_arguments_of_the_layer_are_named(name, kwargs):
+    with pytest.raises(ValueError, match=rf"^{name} must "):
+        R.VectorQuantizer(**({"dim": 4, "codebook_size": 6} | kwargs))
+
+
+def test_a_lifespan_of_nothing():
+    with pytest.raises(ValueError, match=r"^lifespan must be at least 1"):
+        R.Replacement(lifespan=0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_shapes_and_dtypes_of_latents_are_named(name):
+    layer = LAYERS[name]()
+    with pytest.raises(ValueError, match=r"^z must have 4 entries along the last axis; its shape was \(10, 3\)"):
+        layer(Z[:, :3])
+    with pytest.raises(TypeError, match=r"^z must have a floating-point dtype"):
+        layer(WHOLE)
+    with pytest.raises(TypeError, match=r"^mask must be a bool tensor"):
+        layer(Z, mask=torch.ones(10))
+    with pytest.raises(ValueError, match=r"^mask must have the shape of the codes"):
+        layer(Z, mask=torch.ones(9, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4), (4,)])
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_latents_or_no_batch_axis_are_fine(name, shape):
+    layer = LAYERS[name]()
+    z = torch.randn(shape, requires_grad=True)
+    out = layer(z)
+    assert out.z_q.shape == z.shape
+    assert out.loss.isfinite()
+    (out.z_q.sum() + out.loss).backward()
+    assert z.grad.isfinite().all()
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+
+
+SIZES = {
+    "K = 1": lambda: R.VectorQuantizer(4, 1),
+    "K = 1, k-means": lambda: R.VectorQuantizer(4, 1, initialisation="kmeans"),
+    "D = 1": lambda: R.VectorQuantizer(1, 5),
+    "both 1": lambda: R.VectorQuantizer(1, 1, replacement=1),
+    "more codes than latents": lambda: R.VectorQuantizer(4, 50, initialisation="kmeans", replacement=1),
+    "residual of K = 1": lambda: R.ResidualVQ(4, 1, num_quantizers=3),
+    "groups of D = 1": lambda: R.GroupedVQ(4, 5, num_groups=4),
+    "one bit": lambda: R.LFQ(1),
+    "one channel": lambda: R.FSQ([5]),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_smallest_sizes(name):
+    layer = SIZES[name]()
+    for _ in range(3):
+        z = torch.randn(7, layer.dim, requires_grad=True)
+        out = layer(z)
+        (out.z_q.sum() + out.loss).backward()
+        assert z.grad.isfinite().all()
+        assert all(value.isfinite().all() for value in layer.state_dict().values())
+    out = layer.eval()(z)
+    assert torch.allclose(layer.decode(out.codes), out.z_q)
 
 
 def test_a_constant_task_has_no_gradient():

@@ -108,7 +108,7 @@ class MomentAffine(nn.Module):
         """Update the moments by a batch of latents (..., D); those with ``keep`` False do not count.
 
         Raises:
-            ValueError: if latents that count are not finite; the moments are untouched.
+            ValueError: if latents that count are not finite, or their variance overflows; the moments are untouched.
         """
         rows = z.reshape(-1, z.shape[-1]) if keep is None else z[keep]
         _checks.finite("z", rows)
@@ -118,12 +118,14 @@ class MomentAffine(nn.Module):
             return
         mean = totals[1:] / totals[0]
         variance = all_reduce_sum((rows - mean).square().sum(0)) / totals[0]
-        self._before = (self.mean.clone(), self.variance.clone(), self.seen.clone())
         # the first batch sets the moments; a moving average would remember the arbitrary start
         decay = self.decay if bool(self.seen > 0) else 0.0
         shift = mean - self.mean
         # merging two populations: the variance between their means counts (T26)
-        self.variance.copy_(decay * self.variance + (1 - decay) * variance + decay * (1 - decay) * shift.square())
+        variance = decay * self.variance + (1 - decay) * variance + decay * (1 - decay) * shift.square()
+        _checks.finite("the variance of the latents z", variance.to(self.variance.dtype))
+        self._before = (self.mean.clone(), self.variance.clone(), self.seen.clone())
+        self.variance.copy_(variance)
         self.mean.add_((1 - decay) * shift)
         self.seen.add_(1)
 

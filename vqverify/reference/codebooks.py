@@ -64,8 +64,13 @@ def code_statistics(z: Tensor, codes: Tensor, size: int, *, masked: bool = False
 
 
 def all_reduce(batch: Statistics) -> Statistics:
-    """Return the sums of the statistics over all processes of the default group, if there is one (T22)."""
+    """Return the sums of the statistics over all processes of the default group, if there is one (T22).
+
+    Raises:
+        ValueError: if the latents of a code are so large that their sum overflows.
+    """
     flat = all_reduce_sum(torch.cat([batch.counts.unsqueeze(1), batch.sums], 1))
+    _checks.finite("the sum of the latents z of a code", flat)
     return Statistics(flat[:, 0], flat[:, 1:])
 
 

@@ -73,7 +73,7 @@ class GumbelVQ(nn.Module):
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         _checks.finite("z", rows)
-        logits = self.logits(rows)
+        logits = self.logits(rows.to(self.logits.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         noisy = logits + gumbel_like(logits) if self.training else logits
         codes = noisy.argmax(-1)

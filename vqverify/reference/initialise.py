@@ -52,7 +52,7 @@ def kmeans(
 
     Raises:
         TypeError: on a dtype that is not floating-point.
-        ValueError: on an argument out of range, no latents, or latents that are not finite.
+        ValueError: on an argument out of range, no latents, or latents that are not finite or whose sum overflows.
     """
     _checks.latents("z", z, None)
     if not z.ndim or not z.shape[-1]:
@@ -73,6 +73,7 @@ def kmeans(
         codes = nearest_codes(rows, centres)
         objective.append((rows.double() - centres[codes].double()).square().sum())
         counts, sums = code_statistics(rows, codes, size)
+        _checks.finite("the sum of the latents z of a centre", sums)
         if step == iterations:
             break
         means = (sums / counts.unsqueeze(1)).to(rows.dtype)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vqverify.reference.affine import LearnableAffine, MomentAffine
     from vqverify.reference.estimators import Estimator
+    from vqverify.reference.learners import State
     from vqverify.reference.replacement import Replacement
     from vqverify.reference.result import Quantized
 
@@ -138,19 +139,24 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             TypeError: on a dtype that is not floating-point.
-            ValueError: on a shape that does not fit, or latents that are not finite; the state is untouched.
+            ValueError: on a shape that does not fit, or latents that are not finite, or so large that what is learnt
+                from them overflows; the state is untouched.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
-        z_q, codes, loss = self.quantize(rows, rows, mask)
+        (z_q, codes, loss), state = self.quantize(rows, rows, mask)
+        self.learn(state)
         return leave(z_q, codes, loss, None, channel_first=self.channel_first)
 
-    def quantize(self, z: Tensor, anchor: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantize checked latents (..., D): the pass itself, for layers that are built of this one.
+    def quantize(self, z: Tensor, anchor: Tensor, mask: Tensor | None = None) -> tuple[Quantized, State | None]:
+        """Quantize checked latents (..., D): the pass itself, for layers that are built of several of this one.
 
         Args:
             z: where the estimator starts.
             anchor: where the loss starts: the values of ``z`` with another graph (a stack needs it, T34).
             mask: as in :meth:`forward`; masked rows of ``z`` are 0 already.
+
+        Returns:
+            The result, and what :meth:`learn` stores: once all parts of a layer have succeeded.
         """
         latents = directions(z) if self.cosine else z
         anchor = latents if anchor is z else directions(anchor) if self.cosine else anchor
@@ -170,9 +176,13 @@ class VectorQuantizer(nn.Module):
         if self.synchronized:
             z_q = synchronize(z_q, q, self.synchronized)
         out = leave(z_q, codes, loss, mask, channel_first=False)
-        if self.training and not again:
-            self._learn(latents.detach(), out.codes, mask)
-        return out
+        return out, self._learnt(latents.detach(), out.codes, mask) if self.training and not again else None
+
+    def learn(self, state: State | None) -> None:
+        """Store the state that :meth:`quantize` returned; None is none."""
+        if state is not None:
+            self._before = self.codebook.detach().clone()
+            self._store(state)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors (..., D), or (B, D, ...) with ``channel_first``; -1 (dropped) gives 0.
@@ -247,24 +257,25 @@ class VectorQuantizer(nn.Module):
         if bool(self.started) or not len(rows):
             return
         metric = "cosine" if self.cosine else "euclidean"
-        self.set_codebook(broadcast(kmeans(rows, self.codebook_size, metric=metric).codebook))
+        codes = kmeans(rows, self.codebook_size, metric=metric).codebook.to(self.codebook.dtype)
+        _checks.finite("the first codes, means of z,", codes)
+        self.set_codebook(broadcast(codes))
         self.started.fill_(1)
 
     @torch.no_grad()
-    def _learn(self, z: Tensor, codes: Tensor, mask: Tensor | None) -> None:
-        if self.affine is not None:
-            self.affine.observe(z, mask)
+    def _learnt(self, z: Tensor, codes: Tensor, mask: Tensor | None) -> State | None:
         state = {name: value.detach() for name, value in self._state().items()}
         rows, index = z.reshape(-1, self.dim), codes.reshape(-1)
         new = self.learner.step(state, rows, index, masked=mask is not None)
-        if new is not state:
-            self._before = self.codebook.detach().clone()
-            self._store(new)
+        if self.affine is not None:
+            self.affine.observe(z, mask)
+        return None if new is state else new
 
-    def _state(self) -> dict[str, Tensor]:
+    def _state(self) -> State:
         names = ("codebook", "counts", "sums", "age")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def _store(self, state: dict[str, Tensor]) -> None:
+    @torch.no_grad()
+    def _store(self, state: State) -> None:
         for name, value in state.items():
             getattr(self, name).copy_(value)

@@ -21,6 +21,8 @@ from vqverify.reference.replacement import Replacement, ages, draw_replacements
 if TYPE_CHECKING:
     from torch import Tensor
 
+    State = dict[str, Tensor]
+
 RULES = ("ema", "memoryless", "gradient", "none")
 """``"ema"``: moving averages with accumulators N and m (T17). ``"memoryless"``: without them (001 eq. 11).
 ``"gradient"``: the codes are a parameter. ``"none"``: they stay."""
@@ -60,12 +62,12 @@ class Learner:
         if self.replacement and self.replacement.threshold and self.rule != "ema":
             raise ValueError(f"threshold must be 0 with learning={self.rule!r}: it has no moving counts")
 
-    def initial(self, codebook: Tensor) -> dict[str, Tensor]:
+    def initial(self, codebook: Tensor) -> State:
         """Return the state that goes with codes (K, D): ``counts``, ``sums`` and ``age``, where they apply.
 
         N = 1 and m = N e, a fixed point of the recursion (T18), in at least float32.
         """
-        state: dict[str, Tensor] = {}
+        state: State = {}
         if self.rule == "ema":
             wide = torch.promote_types(codebook.dtype, torch.float32)
             state["sums"] = codebook.detach().to(wide, copy=True)
@@ -75,7 +77,7 @@ class Learner:
         return state
 
     @torch.no_grad()
-    def step(self, state: dict[str, Tensor], z: Tensor, codes: Tensor, *, masked: bool = False) -> dict[str, Tensor]:
+    def step(self, state: State, z: Tensor, codes: Tensor, *, masked: bool = False) -> State:
         """Return the state after a batch; statistics are summed over processes.
 
         **Stochastic** if codes are replaced: the global generator draws which latents take their place.
@@ -85,6 +87,9 @@ class Learner:
             z: latents (N, D); directions for cosine.
             codes: their codes (N,); -1 where masked.
             masked: whether some are -1.
+
+        Raises:
+            ValueError: if the sum of the latents of a code overflows, or a code in the codebook's dtype.
         """
         if self.rule == "none" or (self.rule == "gradient" and not self.replacement):
             return state
@@ -101,9 +106,12 @@ class Learner:
             new["codebook"] = torch.where(lost, state["codebook"], directions(new["codebook"]))
         if self.replacement:
             self._replace(new, batch.counts, z[codes >= 0] if masked else z)
+        if not bool(new["codebook"].isfinite().all()):
+            # codes that somebody set to NaN or infinity, never to be chosen, may stay
+            _checks.finite("a code that z leads to", torch.where(state["codebook"].isfinite(), new["codebook"], 0))
         return new
 
-    def _replace(self, state: dict[str, Tensor], used: Tensor, z: Tensor) -> None:
+    def _replace(self, state: State, used: Tensor, z: Tensor) -> None:
         assert self.replacement is not None
         state["age"] = ages(state["age"], used)
         dead = self.replacement.dead(state["age"], state.get("counts")).nonzero().squeeze(1)

@@ -67,8 +67,11 @@ class ProjectedCosineVQ(nn.Module):
         do not reach it.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
-        inner = self.quantizer(self.project_in(rows), mask)
-        z_q = self.project_out(inner.z_q)
+        _checks.finite("z", rows)
+        projected = self.project_in(rows.to(self.project_in.weight.dtype))
+        _checks.finite("z, projected,", projected)
+        inner = self.quantizer(projected, mask)
+        z_q = self.project_out(inner.z_q.to(self.project_out.weight.dtype)).to(z.dtype)
         return leave(z_q, inner.codes, inner.loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from vqverify.reference.layers import VectorQuantizer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vqverify.reference.learners import State
     from vqverify.reference.result import Quantized
 
 
@@ -77,13 +78,18 @@ class ResidualVQ(nn.Module):
         attached = anchor = rows
         z_q = loss = None
         codes: list[Tensor] = []
-        for level in cast("Iterable[VectorQuantizer]", self.levels):
-            out = level.quantize(attached, anchor, mask)
+        states: list[State | None] = []
+        levels = cast("Iterable[VectorQuantizer]", self.levels)
+        for level in levels:
+            out, state = level.quantize(attached, anchor, mask)
+            states.append(state)
             attached = attached - out.z_q
             anchor = anchor - out.z_q.detach()
             z_q = out.z_q if z_q is None else z_q + out.z_q
             loss = out.loss if loss is None else loss + out.loss
             codes.append(out.codes)
+        for level, state in zip(levels, states, strict=True):
+            level.learn(state)
         assert z_q is not None
         assert loss is not None
         return leave(z_q, torch.stack(codes, -1), loss, None, channel_first=self.channel_first)

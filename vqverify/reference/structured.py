@@ -79,7 +79,11 @@ class GroupedVQ(nn.Module):
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         groups = cast("Iterable[VectorQuantizer]", self.groups)
-        outs = [group(part, mask) for group, part in zip(groups, rows.chunk(self.num_groups, -1), strict=True)]
+        parts = rows.chunk(self.num_groups, -1)
+        passes = [group.quantize(part, part, mask) for group, part in zip(groups, parts, strict=True)]
+        for group, (_, state) in zip(groups, passes, strict=True):
+            group.learn(state)
+        outs = [out for out, _ in passes]
         z_q = torch.cat([out.z_q for out in outs], -1)
         loss = torch.stack([out.loss for out in outs]).mean()
         codes = torch.stack([out.codes for out in outs], -1)
