@@ -29,6 +29,10 @@ def no_parts(_: Quantizer) -> tuple[str | None, ...]:
     return (None,)
 
 
+DECISIVE_GROUPS = ("lookup", "estimator")
+DECISIVE_TRAITS = {"codes", "levels", "estimator", "metric"}
+
+
 @dataclass(frozen=True)
 class Invariant:
     """A statement with its source, hypotheses, inputs and the wrong quantizers that it must reject.
@@ -66,6 +70,12 @@ class Invariant:
     corners: tuple[str, ...]
     hardening: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ("quick", "merge", "nightly")
+
+    @property
+    def decisive(self) -> bool:
+        """Whether it takes knowing how the layer quantises: a run in which no such row could be decided fails."""
+        told = {need.partition("=")[0] for need in self.needs if "!" not in need}
+        return self.id.partition(".")[0] in DECISIVE_GROUPS and bool(told & DECISIVE_TRAITS)
 
     def kind_of(self, part: str | None) -> Kind:
         """The kind of one case of the row."""
@@ -125,18 +135,21 @@ def select(only: Iterable[str] = (), skip: Iterable[str] = ()) -> tuple[Invarian
     """Invariants whose id matches one of `only` (all if empty) and none of `skip` (shell patterns).
 
     Raises:
-        UnknownInvariantError: if a pattern matches nothing.
+        UnknownInvariantError: if a pattern matches nothing, or nothing is left.
     """
-    known = registry()
+    known, only, skip = registry(), tuple(only), tuple(skip)
     for pattern in (*only, *skip):
         if not fnmatch.filter(known, pattern):
             near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
             advice = f"; did you mean {', '.join(near)}?" if near else "; `vqverify list` shows them all"
             raise UnknownInvariantError(f"no invariant is called {pattern!r}{advice}")
-    wanted = [
-        row for row in known.values() if not (only := tuple(only)) or any(fnmatch.fnmatch(row.id, p) for p in only)
-    ]
-    return tuple(row for row in wanted if not any(fnmatch.fnmatch(row.id, pattern) for pattern in skip))
+    wanted = [row for row in known.values() if not only or any(fnmatch.fnmatch(row.id, p) for p in only)]
+    left = tuple(row for row in wanted if not any(fnmatch.fnmatch(row.id, pattern) for pattern in skip))
+    if not left:
+        raise UnknownInvariantError(
+            f"nothing is left to check: {', '.join(map(repr, skip))} skips every invariant asked for"
+        )
+    return left
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,6 @@ class SubjectCheck:
     def __call__(self) -> None:
         """Fail unless the set of rows that apply has what it must have."""
         from vqverify.invariant import applicability
-        from vqverify.report import DECISIVE_GROUPS
 
         run = self._subject.run
         verdicts = {row.id: applicability(row, run.opened.traits) for row in run.rows}
@@ -119,11 +118,7 @@ class SubjectCheck:
                 for id_ in lost
             ]
             pytest.fail("rows that are pinned do not apply:\n  " + "\n  ".join(reasons), pytrace=False)
-        decisive = [
-            found
-            for id_, found in verdicts.items()
-            if id_.partition(".")[0] in DECISIVE_GROUPS and found.verdict != "n/a"
-        ]
+        decisive = [verdicts[row.id] for row in run.rows if row.decisive and verdicts[row.id].verdict != "n/a"]
         if decisive and all(found.verdict == "undetermined" for found in decisive):
             pytest.fail(f"no row of lookup or estimator could be determined: {decisive[0].reason}", pytrace=False)
 

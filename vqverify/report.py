@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,6 @@ from vqverify.files import write_atomically
 FORMAT = 1
 Status = Literal["passed", "failed", "expected", "fixed", "n/a", "undetermined", "error"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "expected", "fixed", "n/a", "undetermined", "error")
-DECISIVE_GROUPS = ("lookup", "estimator")
 
 
 @dataclass(frozen=True)
@@ -174,13 +173,21 @@ def _only(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: data[name] for name in cls.__dataclass_fields__ if name in data}  # type: ignore[attr-defined]
 
 
-def subject_exit(results: Sequence[Result], *, fail_on: Iterable[str], strict: bool, required: bool = True) -> int:
+def subject_exit(
+    results: Sequence[Result],
+    *,
+    fail_on: Iterable[str],
+    strict: bool,
+    decisive: Collection[str] = (),
+    required: bool = True,
+) -> int:
     """The exit code of one subject by the contract.
 
     Args:
         results: its rows.
         fail_on: kinds whose failures count.
         strict: whether undetermined rows fail the run.
+        decisive: ids of the rows of lookup and estimator of which one has to be decided.
         required: False if a row that `--require` names did not pass.
 
     Returns:
@@ -194,8 +201,8 @@ def subject_exit(results: Sequence[Result], *, fail_on: Iterable[str], strict: b
         return 1
     if strict and any(result.status == "undetermined" for result in results):
         return 1
-    decisive = [r for r in results if r.invariant.partition(".")[0] in DECISIVE_GROUPS and r.status != "n/a"]
-    if decisive and all(result.status == "undetermined" for result in decisive):
+    deciding = [result for result in results if result.invariant in decisive and result.status != "n/a"]
+    if deciding and all(result.status == "undetermined" for result in deciding):
         return 1
     return 3 if any(result.status == "error" for result in results) else 0
 

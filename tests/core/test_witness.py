@@ -85,12 +85,14 @@ def row(status, invariant="lookup.nearest", kind="law"):
         ([row("passed"), row("undetermined", "loss.value")], True, 1),
         ([row("undetermined"), row("passed", "interface.runs")], False, 1),
         ([row("n/a"), row("passed", "interface.runs")], False, 0),
+        ([row("undetermined"), row("passed", "estimator.linear")], False, 1),
         ([row("passed"), row("error")], False, 3),
         ([row("failed"), row("error")], False, 1),
     ],
 )
 def test_exit_code_by_the_contract(results, strict, code):
-    assert report.subject_exit(results, fail_on=("law", "contract"), strict=strict) == code
+    decisive = {"lookup.nearest"}
+    assert report.subject_exit(results, fail_on=("law", "contract"), strict=strict, decisive=decisive) == code
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path):

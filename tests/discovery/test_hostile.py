@@ -9,6 +9,7 @@ import torch
 
 from vqverify.bounds import Violation
 from vqverify.discovery import DiscoveryError, discover
+from vqverify.discovery.trial import told
 from vqverify.quantizer import Spec
 from vqverify.subject import open_subject
 from vqverify.subject.target import construct
@@ -86,7 +87,6 @@ def test_decoders_that_are_wrong_are_listed() -> None:
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("NoOutput", "no tensor of its input's size"),
         ("NeedsCondition", "condition"),
         ("CodesAlone", "codes without a z_q"),
         ("EvenOnly", "takes BND with B=2, N=64 but not any number of latents .*multiple of 4"),
@@ -98,6 +98,28 @@ def test_what_cannot_be_settled_prints_the_adapter(name: str, word: str) -> None
     head, _, template = str(caught.value).partition("\n")
     assert head.endswith(":")
     compile(template, "adapter", "exec")
+
+
+def test_what_no_adapter_could_settle_is_said_in_one_sentence() -> None:
+    with pytest.raises(DiscoveryError) as caught:
+        opened(hostile.NoOutput)
+    assert str(caught.value) == (
+        "NoOutput returned a tensor of shape (), float32 for latents of shape (5, 31, 6): "
+        "a tensor of its input's size is needed, to be z_q"
+    )
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "None"),
+        ("a" * 50, f"the str '{'a' * 29}…"),
+        ((torch.zeros(2), None), "a tuple (a tensor of shape (2,), float32; None)"),
+        ({"z": [1]}, "a dict (z: a list)"),
+    ],
+)
+def test_what_was_returned_is_told(returned: object, words: str) -> None:
+    assert told(returned) == words
 
 
 def test_global_generators_are_left_alone() -> None:

@@ -102,7 +102,7 @@ def test_importing_the_package_imports_no_torch():
         (["check", "--accept"], "--accept needs --expectations"),
         (["check", "--expectations", "none.toml"], "none.toml cannot be read"),
         (["check", "--baseline", "none.json"], "none.json cannot be read"),
-        (["check", f"{MINIATURES}:Speaks"], "returns no tensor of its input's size"),
+        (["check", f"{MINIATURES}:Speaks"], "a tensor of its input's size is needed"),
         (["chekc"], "did you mean check"),
         (["replay", "none.json"], "none.json cannot be read"),
         (["report", MINIATURES], "is no report"),

@@ -21,6 +21,8 @@ LAYERS = [  # (target, kwargs, rows that once failed)
     (f"{U}:Directions", {}, ("lookup.*",)),
     (f"{U}:Scaled", {}, ("interface.precision",)),
     (f"{U}:Scaled", {"double": True, "scale": 1.0}, ("interface.shapes", "interface.runs")),
+    (f"{U}:AroundTheSum", {}, ("lookup.*", "residual.*", "estimator.*", "gap.*", "loss.*")),
+    (f"{U}:SearchesTwiceTheLatent", {}, ("lookup.*", "estimator.*", "gap.*", "loss.*")),
     (f"{U}:Lent", {}, ("loss.*", "update.*", "interface.accumulates")),
 ]
 

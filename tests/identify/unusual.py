@@ -110,3 +110,36 @@ class Lent(nn.Module):
         q = embed[idx]
         loss = F.mse_loss(q, flat.detach()) + 0.25 * F.mse_loss(q.detach(), flat)
         return (flat + (q - flat).detach()).view(x.shape).to(x.dtype), idx.view(x.shape[:-1]), loss
+
+
+class AroundTheSum(nn.Module):
+    """A stack with one estimator around the sum; what later levels add is small beside the first code."""
+
+    def __init__(self, dim=4, k=8, levels=3):
+        super().__init__()
+        self.codebooks = nn.ParameterList([nn.Parameter(torch.randn(k, dim) / (i + 1)) for i in range(levels)])
+
+    def forward(self, z):
+        res, total, codes, loss = z, torch.zeros_like(z), [], 0.0
+        for codebook in self.codebooks:
+            i = torch.cdist(res, codebook).argmin(-1)
+            q = codebook[i]
+            loss = loss + F.mse_loss(q, res.detach()) + 0.25 * F.mse_loss(res, q.detach())
+            total, res = total + q, res - q.detach()
+            codes.append(i)
+        return z + (total - z).detach(), torch.stack(codes, -1), loss
+
+
+class SearchesTwiceTheLatent(nn.Module):
+    """Codes of 2z, computed once for the lookup and once for the estimator; half the code is returned."""
+
+    def __init__(self, dim=4, k=8):
+        super().__init__()
+        self.codebook = nn.Parameter(torch.randn(k, dim))
+
+    def forward(self, x):
+        squares = (2 * x).pow(2).sum(-1, keepdim=True) + self.codebook.pow(2).sum(-1)
+        i = (squares - 2 * (2 * x) @ self.codebook.t()).argmin(-1)
+        q, y = self.codebook[i], 2 * x
+        loss = F.mse_loss(q, y.detach()) + 0.25 * F.mse_loss(y, q.detach())
+        return (y + (q - y).detach()) / 2, i, loss

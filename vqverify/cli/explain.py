@@ -90,15 +90,11 @@ def _book(
 def _write(
     chapters: Sequence[Chapter], entries: Sequence[Entry], latex_file: Path | None, html_file: Path | None
 ) -> None:
-    from vqverify.report import write_atomically
     from vqverify.symbolic import book
 
     for path, rendering in ((html_file, book.as_html), (latex_file, book.as_latex)):
         if path:
-            try:
-                write_atomically(path, rendering(chapters, entries))
-            except OSError as error:
-                words.refuse(f"{path} cannot be written: {error.strerror}")
+            outputs.write_text(path, rendering(chapters, entries))
 
 
 def _shown(row: Row | None, chapters: Sequence[Chapter], entries: Sequence[Entry]) -> Iterator[RenderableType]:

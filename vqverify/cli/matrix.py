@@ -122,16 +122,14 @@ def _asked(layers: Path, given: dict[str, Any]) -> tuple[Request, list[Member]]:
 def _write(report: Report, given: dict[str, Any]) -> None:
     """The page in every format that was asked for, and a line a layer."""
     from vqverify.render import matrix as page
-    from vqverify.report import save, write_atomically
+    from vqverify.report import save
 
-    try:
-        if given["json_file"]:
+    if given["json_file"]:
+        with outputs.writing(given["json_file"]):
             save(report, given["json_file"])
-        for name, render in (("html", page.html), ("markdown", page.markdown)):
-            if given[name]:
-                write_atomically(given[name], render(report))
-    except OSError as error:
-        words.refuse(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
+    for name, render in (("html", page.html), ("markdown", page.markdown)):
+        if given[name]:
+            outputs.write_text(given[name], render(report))
     outputs.printed(page.terminal(report))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,37 +47,45 @@ def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def write(report: Report, given: Mapping[str, Any]) -> None:
     """Write every file that was asked for; refused with exit 2 if one cannot be written."""
-    from vqverify.report import save, write_atomically
+    from vqverify.report import save
 
-    try:
-        if given.get("json_file"):
+    if given.get("json_file"):
+        with writing(given["json_file"]):
             save(report, given["json_file"])
-        for name in ("html", "junit", "markdown", "badge"):
-            if given.get(name):
-                rendering = import_module(f"vqverify.render.{name}")
-                write_atomically(given[name], rendering.render(report))
-    except OSError as error:
-        words.refuse(f"{error.filename or 'the output'} cannot be written: {error.strerror}")
+    for name in ("html", "junit", "markdown", "badge"):
+        if given.get(name):
+            write_text(given[name], import_module(f"vqverify.render.{name}").render(report))
 
 
 def write_data(path: Path, data: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all; refused with exit 2 if it cannot be written."""
-    from vqverify.report import dumps, write_atomically
+    from vqverify.report import dumps
 
-    try:
-        write_atomically(path, dumps(data))
-    except OSError as error:
-        words.refuse(f"{path} cannot be written: {error.strerror}")
+    write_text(path, dumps(data))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a page whole or not at all; refused with exit 2 if it cannot be written."""
     from vqverify.report import write_atomically
 
-    try:
+    with writing(path):
         write_atomically(path, text)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Refuse with exit 2 and the file's name if what is done inside cannot write it."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError):
+        words.refuse(f"{path} cannot be written: {_blocking(path)} is a file, not a folder")
     except OSError as error:
         words.refuse(f"{path} cannot be written: {error.strerror}")
+
+
+def _blocking(path: Path) -> Path:
+    """What stands in the way of a folder."""
+    return next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), path.parent)
 
 
 def show(report: Report, saved: Path | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from torch import nn
 
 from vqverify.discovery.decoders import public_methods
-from vqverify.discovery.errors import undiscovered
+from vqverify.discovery.errors import DiscoveryError, undiscovered
 from vqverify.discovery.forms import LAYOUTS, even_grid, grid
 from vqverify.discovery.layouts import Candidate, candidates, read
 
@@ -93,7 +93,9 @@ def _give_up(trial: Trial, dims: list[int], required: list[str]) -> NoReturn:
     elif trial.integers:
         reason = f"{name} returns whole numbers and nothing of its input's size: codes without a z_q"
     else:
-        reason = f"{name} returns no tensor of its input's size, so that no output can be z_q"
+        reason = f"{name} returned {trial.returned}: a tensor of its input's size is needed, to be z_q"
+        if not trial.arrays:  # no adapter could find one
+            raise DiscoveryError(reason)
     raise undiscovered(reason, dims[0] if dims else None)
 
 

@@ -16,7 +16,7 @@ class Adapter:
 
 
 class DiscoveryError(TargetError):
-    """No call of the layer gives a z_q. The message ends with the adapter to fill in."""
+    """No call of the layer gives a z_q. The message ends with the adapter to fill in, where one could help."""
 
 
 def undiscovered(reason: str, dim: int | None) -> DiscoveryError:

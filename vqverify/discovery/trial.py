@@ -38,6 +38,24 @@ def leaves(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
             yield from leaves(value, (*path, name))
 
 
+def told(returned: Any, depth: int = 0) -> str:
+    """What a layer returned, in few words."""
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {tuple(returned.shape)}, {str(returned.dtype).removeprefix('torch.')}"
+    if returned is None or isinstance(returned, bool | int | float | str):
+        text = repr(returned)
+        return f"the {type(returned).__name__} {text[:30]}{'…' * (len(text) > 30)}" if returned is not None else text
+    items = (
+        [f"{key}: {told(value, 1)}" for key, value in list(returned.items())[:4]]
+        if isinstance(returned, Mapping)
+        else [told(value, 1) for value in returned[:4]]
+        if isinstance(returned, tuple | list)
+        else []
+    )
+    name = type(returned).__name__
+    return f"a {name} ({'; '.join(items)})" if items and not depth else f"a {name}"
+
+
 @dataclasses.dataclass
 class Trial:
     """A module that is put back before each call.
@@ -51,6 +69,8 @@ class Trial:
         error: what the last call raised, '' if it did not.
         calls, raised: how many there were.
         integers: some call returned a tensor of integers.
+        arrays: some call returned numbers that could be z_q in another shape.
+        returned: what the first call that did not raise was given and returned, in words.
     """
 
     module: nn.Module
@@ -62,6 +82,8 @@ class Trial:
     calls: int = 0
     raised: int = 0
     integers: bool = False
+    arrays: bool = False
+    returned: str = ""
 
     def __post_init__(self) -> None:
         self.base = self.origin = state.take(self.module)
@@ -97,6 +119,8 @@ class Trial:
             return None
         found = list(leaves(returned[0]))
         self.integers |= any(not tensor.is_floating_point() and tensor.numel() > 1 for _, tensor in found)
+        self.arrays |= any(tensor.is_floating_point() and tensor.numel() > 1 for _, tensor in found)
+        self.returned = self.returned or f"{told(returned[0])} for latents of shape {tuple(x.shape)}"
         return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]
 
     def guarded(self, method: str, *args: Any, grad: bool = False, seed: int = 1, **more: Any) -> tuple[Any] | None:

@@ -188,14 +188,19 @@ def _identify(probe: Probe, *, train: bool) -> Finding:
     through = _through(probe, out)
     if not bool(through.got.any()):
         return Finding("none", evidence=f"z to z_q of a {mode} pass: the gradient is exactly 0")
-    outer = _verdict(through, probe, train=train)
+    stack = out.codes is not None and out.codes.shape[1] > 1
+    outer = _verdict(_around(through) if stack else through, probe, train=train)
     if not out.levels:
-        if out.codes is not None and out.codes.shape[1] > 1 and outer.value is None:
+        if stack and outer.value is None:
             raise Unknown("code space of the levels was not located")
         return outer
-    if len(out.levels) > 1 and not any(_carries(probe, out, level) for level in range(len(out.levels))):
-        return _verdict(_around(through), probe, train=train)
-    inner = _agreed([_verdict(_at_level(probe, out, i), probe, train=train) for i in range(len(out.levels))])
+    levels = [level for level in range(len(out.levels)) if not stack or _carries(probe, out, level)]
+    if not levels:
+        return outer
+    inner = _agreed([_verdict(_at_level(probe, out, level), probe, train=train) for level in levels])
+    if stack:  # levels that tell nothing, or not all: the estimator may stand in the sum
+        told = len(levels) == len(out.levels) and inner.value not in {None, "other"}
+        return inner if told or outer.value in {None, "other"} else outer
     return _whole(inner, outer) if through.code is not None and _direct(out) else inner
 
 

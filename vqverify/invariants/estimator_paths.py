@@ -1,9 +1,10 @@
-"""Where gradients may not go: from z_q into the codebook, and from a loss without weight into the latents (theory T14, T16)."""
+"""Where gradients go and where not: from z_q to the latents and not into the codebook (theory T14, T16)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from vqverify.bounds import Clause, Violation, holds
@@ -12,6 +13,8 @@ from vqverify.invariant import invariant
 from vqverify.invariants.measure import trait
 from vqverify.invariants.weights import WEIGHTS, constructed, gradient_at
 from vqverify.quantizer import Quantizer
+from vqverify.subject.bare import BareEstimator
+from vqverify.subject.capture import gradient
 from vqverify.subject.layer import guarded
 
 SHARES = {"gumbel", "softmax", "sampled", "noise", "other"}  # estimators whose task gradient reaches the codes
@@ -23,7 +26,9 @@ def _leaks(subject: Quantizer) -> tuple[str, ...]:
     said = {name: str(subject.claims[name].value) for name in ("learning", "estimator") if name in subject.claims}
     declared = "decoder" in said.get("learning", "") or said.get("estimator") == "synchronized"
     numbers = constructed(subject)
-    shared = trait(subject, "estimator") in SHARES or any(numbers[n] > 0 for n in numbers if n.startswith("sync"))
+    family = trait(subject, "estimator")
+    unknown = family is None and not (trait(subject, "hard") and trait(subject, "deterministic"))  # relaxed, perhaps
+    shared = family in SHARES or unknown or any(numbers[n] > 0 for n in numbers if n.startswith("sync"))
     grows = any(parameter.requires_grad for parameter in subject.module.parameters())
     return ("training", "frozen encoder") if grows and not declared and not shared else ()
 
@@ -31,7 +36,7 @@ def _leaks(subject: Quantizer) -> tuple[str, ...]:
 @invariant(
     "estimator.no_codebook_leak",
     source="van den Oord 2017 §3.2; theory T16, T23",
-    needs=("codebook", "estimator"),
+    needs=("codebook",),
     parts=_leaks,
     corners=("single", "on-code", "unit"),
     mutants=("codebook_leak", "codebook_leak_when_frozen"),
@@ -58,6 +63,58 @@ def _frozen(layer: object, x: Tensor) -> object:
     """The pass on latents of a frozen encoder: parameters still train."""
     assert callable(layer)
     return layer(x.detach())
+
+
+def _undeclared(subject: Quantizer) -> tuple[str | None, ...]:
+    """Unless it is declared that no gradient is estimated."""
+    claim = subject.claims.get("estimator")
+    return () if claim is not None and claim.value == "none" else (None,)
+
+
+@invariant(
+    "estimator.alive",
+    mode="table",
+    source="definition of an estimator; theory T1",
+    parts=_undeclared,
+    corners=("generic",),
+    mutants=("gradient_times_zero", "rounding_without_estimator"),
+    hint="a term such as 0·z keeps z_q in the graph and sends nothing; round, sign and argmax have derivative 0.",
+)
+def alive(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Where z_q of a training pass hangs on the latents in the graph, some gradient arrives there."""
+    sent = _arriving(subject, case)
+    yield holds(sent != 0, "cancelled", "z_q hangs on z in the graph, and the gradient that z receives is exactly 0")
+
+
+@invariant(
+    "estimator.reaches",
+    kind="limit",
+    mode="table",
+    source="definition of an estimator; van den Oord 2017 §3.1",
+    parts=_undeclared,
+    corners=("generic",),
+    follows=("estimator.alive",),
+    mutants=("codes_without_estimator",),
+    hint="a layer that returns its codes as they are trains no encoder by the task: add z + (q − z).detach(), or claim "
+    "estimator=none.",
+)
+def reaches(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """In training the latents receive a gradient from z_q."""
+    yield holds(bool(_arriving(subject, case)), "nothing", "nothing that is done to z_q gives the latents a gradient")
+
+
+def _arriving(subject: Quantizer, case: Case) -> float | None:
+    """Largest entry of the gradient that the latents receive from z_q; None where nothing connects them."""
+    module = subject.module
+    if isinstance(module, BareEstimator) and module.of_task:
+        return float(subject.grad(case.z, lambda x: (x * (1 + case.g)).sum(), seed=case.seed).abs().max())
+    out = subject.forward(case.z, train=True, seed=case.seed)
+    if not out.z_q.tensor.requires_grad:
+        return None
+    with guarded("backward"):
+        rows = out.z_q.rows
+        found = gradient(rows, out.z.tensor, torch.ones_like(rows) + case.g.to(rows))
+    return None if found is None else float(found.abs().max())
 
 
 def _commitments(subject: Quantizer) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from vqverify.invariant import invariant
 from vqverify.invariants.agreement import EXACT_VALUE, distance_gap
 from vqverify.invariants.measure import (
     SAFE,
+    Array,
+    Mask,
     array,
     kept_within,
     norms,
@@ -47,7 +49,10 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
     z = table[torch.arange(count) % len(table)].to(subject.domain.dtype)
     for view in views(subject.forward(z, train=False, seed=case.seed, trace=True)):
         want = array(table)[np.arange(count) % len(table)]
-        got = array(table)[view.k]
+        arrived = _unmoved(view.z, want, cosine=trait(subject, "metric") == "cosine")
+        want, got = want[arrived], array(table)[view.k[arrived]]
+        if not len(want):
+            continue
         if trait(subject, "metric") == "cosine":
             directed = norms(want) > 1e-3  # a code at the origin has no direction to be found by
             want, got = want[directed], got[directed]
@@ -57,6 +62,15 @@ def codes_are_fixed_points(subject: Quantizer, case: Case) -> Iterator[Clause]:
         d = want.shape[1]
         reach = np.sqrt(2 * (d + 4) * u) * (norms(want) + norms(got)) + 1e-4
         yield within(norms(got - want), reach, "fixed point", "distance between a code and the code chosen for it")
+
+
+def _unmoved(latents: Array, z: Array, *, cosine: bool = False) -> Mask:
+    """Rows where the layer searches what it was given, or its direction; not a multiple or a projection of it."""
+    if latents.shape != z.shape:
+        return np.zeros(len(z), bool)
+    if cosine:
+        latents, z = (x / np.maximum(norms(x)[:, None], 1e-30) for x in (latents, z))
+    return norms(latents - z) <= 1e-4 * norms(z)
 
 
 @invariant(
@@ -96,18 +110,21 @@ def star_shaped(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Moving a latent half-way towards its own code never changes the code, up to ties."""
     u = roundoff(subject)
     first = next(views(traced(subject, case, train=False)), None)
-    if first is None or first.z.shape[1] != subject.domain.dim:
+    if first is None or first.z.shape != case.z.shape:
         return
     moved = torch.from_numpy((first.z + first.q) / 2).to(subject.domain.dtype)
-    out = subject.forward(moved, train=False, seed=case.seed)
-    if out.codes is None:
+    second = next(views(subject.forward(moved, train=False, seed=case.seed, trace=True)), None)
+    if second is None:
         return
-    z, book = array(moved), first.codebook
-    k = out.codes[:, 0].cpu().numpy()
+    z, book, k = array(moved), first.codebook, second.k
+    searched = _unmoved(first.z, array(case.z)) & _unmoved(second.z, z)
+    if not searched.any():
+        return
     # |z − c₁|² − |z − c₂|² is affine in z and not positive at c₁: half-way it is at most half of what T28 allows at z
     excess = ((z - book[k]) ** 2).sum(1) - ((z - book[first.k]) ** 2).sum(1)
     reach = (norms(first.z) + norms(z) + norms(book).max()) ** 2 * (2 * len(z[0]) + 8) * u + 2e-8
-    yield within(np.where(k != first.k, excess, 0.0), reach, "cell", "a latent left its cell on the way to its code")
+    left = (k != first.k) & searched
+    yield within(np.where(left, excess, 0.0), reach, "cell", "a latent left its cell on the way to its code")
 
 
 def in_own_space(subject: Quantizer) -> bool:

@@ -111,9 +111,11 @@ def _moves_codes(subject: Quantizer, case: Case, weight: float) -> bool:
 def descends(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A small step against the gradient does not raise the commitment distance: ⟨∂loss/∂z, z − q⟩ ≥ 0 a latent."""
     found = measure(subject, case)
-    if found is not None:
-        for side in found.sides:
-            along = (side.got * side.away).sum(-1)
-            # the gradient is a multiple of z − q, off by the rounding of either
-            allowed = 16 * roundoff(subject) * norms(side.got) * side.reach + tiny(subject)
-            yield within(np.maximum(0.0, -along), allowed, "descends", "−⟨∂loss/∂z, z − q⟩")
+    clauses: list[Clause] = []
+    for side in found.sides if found is not None else ():
+        along = (side.got * side.away).sum(-1)
+        # the gradient is a multiple of z − q, off by the rounding of either
+        allowed = 16 * roundoff(subject) * norms(side.got) * side.reach + tiny(subject)
+        clauses.append(within(np.maximum(0.0, -along), allowed, "descends", "−⟨∂loss/∂z, z − q⟩"))
+    if clauses:  # in code space or in the latents' own, where these differ
+        yield min(clauses, key=lambda clause: clause.margin or 0.0)

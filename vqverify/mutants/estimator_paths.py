@@ -27,6 +27,23 @@ class LeakWhenFrozen(ImageLayer):
         return super().estimate(z, q) if z.requires_grad else q
 
 
+class TimesZero(DictLayer):
+    """The codes with 0·z added, "to keep the graph"."""
+
+    def patch(self, z: Tensor, q: Tensor) -> Tensor:
+        """A path that carries nothing."""
+        return q.detach() + 0 * z
+
+
+class NoEstimator(ImageLayer):
+    """The codes as they are: the codebook's loss trains them, and the task trains no encoder."""
+
+    def estimate(self, z: Tensor, q: Tensor) -> Tensor:
+        """No estimator at all."""
+        del z
+        return q
+
+
 class ZeroIsDefault(DictLayer):
     """`beta or 0.25`: 0 is taken for absent."""
 
@@ -55,6 +72,22 @@ MUTANTS = (
         "the code is not detached where the encoder is frozen",
         IMAGE,
         "vector-quantize-pytorch 1.32.0 with learnable_codebook=True: no estimator where the input needs no gradient",
+    ),
+    Mutant(
+        "gradient_times_zero",
+        f"{HERE}:TimesZero",
+        ("estimator.alive",),
+        "the gradient is multiplied by 0",
+        SIZES,
+        "systematic: multiplied by 0",
+    ),
+    Mutant(
+        "codes_without_estimator",
+        f"{HERE}:NoEstimator",
+        ("estimator.reaches",),
+        "no estimator",
+        IMAGE,
+        "systematic: the estimator left out",
     ),
     Mutant(
         "zero_weight_is_default",

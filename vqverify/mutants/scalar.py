@@ -60,6 +60,15 @@ class ScalarLayer(nn.Module):
         return z_q, self.index(grid.detach())
 
 
+class RoundsOnly(ScalarLayer):
+    """torch.round as it is: its derivative is 0, and the graph is whole."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """From z (…, D) to (z_q, codes), without an estimator."""
+        grid = self.bound(z).round()
+        return grid / (self._l // 2), self.index(grid.detach())
+
+
 class Unoffset(ScalarLayer):
     """No offset for even L: the outer levels are half as wide again, and there is one too many."""
 
@@ -145,6 +154,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "the round of a scalar quantizer was left out",
         {"dim": 4},
         "an ablation flag left on",
+    ),
+    Mutant(
+        "rounding_without_estimator",
+        f"{HERE}:RoundsOnly",
+        ("estimator.alive",),
+        "round without straight-through",
+        LEVELS,
+        "systematic: missing straight-through",
     ),
     Mutant("fsq_unoffset", f"{HERE}:Unoffset", FSQ, "no offset for even L", LEVELS, "theory T36: even-L off by one"),
     Mutant("fsq_half_level", f"{HERE}:HalfLevel", FSQ, "even L's offset for odd L", LEVELS, "theory T36"),

@@ -92,6 +92,8 @@ def verdict(report: Report) -> str:
         meaning = f"what must hold does; failures count for {kinds}"
     elif code == 0 and report.counts["expected"]:
         meaning = "nothing fails but what is expected to"
+    elif code == 0 and not report.counts["passed"]:
+        meaning = "nothing was checked: no statement that was asked for could be, see above"
     if code == 0 and not report.complete:
         meaning = "nothing failed among the rows that were reached"
     return f"exit {code}: {meaning}"

@@ -119,7 +119,10 @@ class Run:
             results += [opening.unchecked(row, "undetermined", BUDGET, spec.seed) for row in missing]
         results = grouping.explain(results)
         required = _required(results, request.require)
-        code = subject_exit(results, fail_on=request.fail_on, strict=request.strict, required=required)
+        decisive = {row.id for row in self.rows if row.decisive}
+        code = subject_exit(
+            results, fail_on=request.fail_on, strict=request.strict, decisive=decisive, required=required
+        )
         subject = SubjectReport(
             spec.name, spec.target, spec.kwargs, self.opened.package,
             opening.identified(self.opened.traits), results, STATUS_OF_EXIT[code], code, asdict(spec),

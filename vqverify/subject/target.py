@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib
@@ -42,7 +43,9 @@ def load(target: str) -> Any:
     """
     place, colon, name = target.rpartition(":")
     if not (colon and place and name):
-        raise TargetError(f"target {target!r} has no class: write package.module:Class or ./file.py:Class")
+        raise TargetError(
+            f"target {target!r} has no class: write package.module:Class or ./file.py:Class{_classes(target)}"
+        )
     module = _from_file(place) if place.endswith(".py") else _from_package(place)
     found: Any = module
     for part in name.split("."):
@@ -106,7 +109,8 @@ def check_arguments(factory: Any, kwargs: Mapping[str, Any]) -> None:
     missing = [key for key, value in named.items() if value.default is value.empty and key not in kwargs]
     if missing and inspect.isfunction(factory) and len(missing) == 2 and not kwargs:
         raise TargetError(
-            f"{name} is a function of {' and '.join(missing)}: is it an estimator? then add --as estimator"
+            f"{name} is a function of {' and '.join(missing)}: add --as estimator if it makes z_q of latents and codes, "
+            "--as lookup if it makes codes of latents and a codebook"
         )
     if missing:
         some = " ".join(f"--kw {key}=..." for key in missing)
@@ -136,6 +140,16 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {' or '.join(map(repr, near))}?"
     return f"; there are {', '.join(map(repr, names[:20]))}" if names else ""
+
+
+def _classes(place: str) -> str:
+    """The public classes and functions that a file defines, to be suggested; it is not run."""
+    try:
+        tree = ast.parse(Path(place).read_text("utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    names = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return suggest("", (name for name in names if not name.startswith("_")))
 
 
 def _distribution(name: str) -> tuple[str, str]:

@@ -35,22 +35,30 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
         Positions, or None unless every level was found that has codes (−1: the pass dropped it).
     """
     found: list[tuple[Position | None, Position | None]] = []
-    n, levels = codes.shape
-    for level, table in enumerate(codebook):
+    levels = codes.shape[1]
+    wants = [table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)] for level, table in enumerate(codebook)]
+    for level, want in enumerate(wants):
         if bool((codes[:, level] < 0).all()):
             found.append((None, None))
             continue
-        pair = _locate_level(record, leaf, table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)], n, level, levels)
+        looked_up = _LookedUp(want, codebook[level].to(leaf))
+        pair = _locate_level(record, leaf, looked_up, _sums(wants, level), level, levels)
         if pair is None:
             return None
         found.append(pair)
-    wants = [table.to(leaf)[codes[:, level].clamp(0, len(table) - 1)] for level, table in enumerate(codebook)]
     dropped = any(q is None for _, q in found)
     if levels > 1 and not dropped and found[0][0] == Position(-1, Reading()) and all(z is None for z, _ in found[1:]):
         found = _remainders(record, leaf, wants, found)
     if not any(q is not None and record[q.index].requires_grad for _, q in found):
         return Located(len(record), None, tuple(found))  # an eval pass, say
     return Located(len(record), len(attached(record)), tuple((_among(record, z), _among(record, q)) for z, q in found))
+
+
+def _sums(wants: Sequence[Tensor], level: int) -> list[Tensor]:
+    """What a stack adds up from a level on: near the code of that level where later codes are small, and not that code."""
+    if any(want.shape != wants[0].shape for want in wants):
+        return []
+    return [torch.stack(list(wants[: last + 1])).sum(0) for last in range(max(level, 1), len(wants))]
 
 
 def _remainders(
@@ -87,15 +95,17 @@ def _settled(record: Sequence[Tensor], place: Position) -> Position:
 
 
 def _locate_level(
-    record: Sequence[Tensor], leaf: Tensor, want: Tensor, n: int, level: int, levels: int
+    record: Sequence[Tensor], leaf: Tensor, looked_up: _LookedUp, sums: Sequence[Tensor], level: int, levels: int
 ) -> tuple[Position | None, Position] | None:
-    dim = want.shape[1]
+    want = looked_up.codes
+    n, dim = want.shape
     near = [
         Position(index, reading)
         for index, tensor in enumerate(record)
         for reading in readings(tensor, n, dim, levels)
         if reading.part in {None, level} and _near(reading.rows(tensor.to(want.dtype), dim, levels), want, COARSE)
     ]
+    near = [spot for spot in near if _close(record, spot, want, levels) or not _any_close(record, spot, sums, levels)]
     if not near:
         return None
     probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(want)
@@ -110,14 +120,11 @@ def _locate_level(
         return (Position(-1, Reading()) if leaf.shape[1] == dim and level == 0 else None), last
     # where codes lie close together, on a circle, say, a latent is near its code too
     first = next((spot for spot in near if _close(record, spot, want, levels)), near[0])
-    cuts = [(_cut(record, leaf, first, spot, probe, dim, levels), spot) for spot in attached]
+    cuts = [(_cut(record, leaf, first, spot, probe, looked_up, levels), spot) for spot in attached]
     pairs = [(cut, spot) for cut, spot in cuts if cut is not None]
-    exact = (
-        (cut, spot)
-        for cut, spot in pairs
-        if _close(record, spot, want, levels) and _known(record, leaf, (cut, spot), probe, dim, levels)
-    )
-    return next(exact, pairs[-1] if pairs else None)
+    close = [(cut, spot) for cut, spot in pairs if _close(record, spot, want, levels)]
+    known = (pair for pair in close if _known(record, leaf, pair, probe, dim, levels))
+    return next(known, (close or pairs or [None])[-1])
 
 
 def _close(record: Sequence[Tensor], spot: Position, want: Tensor, levels: int) -> bool:
@@ -126,28 +133,62 @@ def _close(record: Sequence[Tensor], spot: Position, want: Tensor, levels: int) 
     return _near(rows, want, TIGHT)
 
 
+def _any_close(record: Sequence[Tensor], spot: Position, wants: Sequence[Tensor], levels: int) -> bool:
+    return any(_close(record, spot, want, levels) for want in wants)
+
+
 def _reaches(record: Sequence[Tensor], spot: Position, leaf: Tensor, probe: Tensor, dim: int, levels: int) -> bool:
     rows = spot.reading.rows(record[spot.index], dim, levels)
     return bool(pull(rows, leaf, probe.to(rows)).any())
 
 
 def _cut(
-    record: Sequence[Tensor], leaf: Tensor, first: Position, spot: Position, probe: Tensor, dim: int, levels: int
+    record: Sequence[Tensor],
+    leaf: Tensor,
+    first: Position,
+    spot: Position,
+    probe: Tensor,
+    looked_up: _LookedUp,
+    levels: int,
 ) -> Position | None:
     """The last tensor before the code first appears through which every gradient from the code to z passes.
 
     A latent that is computed a second time after the lookup (normalised once for each) takes its place.
     """
+    dim = looked_up.codes.shape[1]
     search = _Cuts(record, leaf, spot, probe, dim, levels)
     before = next(search.among(range(first.index - 1, -1, -1)), None)
     if before is None and leaf.shape[1] == dim:
         before = Position(-1, Reading())
     for again in search.among(range(spot.index - 1, first.index - 1, -1)):
-        if _seen_before(record[: first.index], record[again.index]) and not (
-            before and torch.equal(search.rows(again), search.rows(before))
+        if _seen_before(record[: first.index], record[again.index]) and (
+            before is None or looked_up.by(search.rows(again).detach(), search.rows(before).detach())
         ):
             return again
     return before
+
+
+@dataclass(frozen=True)
+class _LookedUp:
+    """Codes (N, Dc) of a level, and the table (K, Dc) in which they were looked up."""
+
+    codes: Tensor
+    table: Tensor
+
+    def by(self, again: Tensor, before: Tensor) -> bool:
+        """Whether `again` may be the latent rather than `before`.
+
+        A multiple of it, which an expanded distance computes too (2z), is so only where it explains more of the codes:
+        else a gain in the gradient would pass for another latent.
+        """
+        factor = (again * before).sum() / before.square().sum()
+        if not torch.allclose(again, factor * before, rtol=1e-4, atol=1e-6):
+            return True
+        return self._explained(again) > self._explained(before)
+
+    def _explained(self, latents: Tensor) -> float:
+        own = (latents - self.codes).norm(dim=1)
+        return float((own <= torch.cdist(latents, self.table).amin(1) * (1 + 1e-4)).double().mean())
 
 
 @dataclass(frozen=True)

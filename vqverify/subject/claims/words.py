@@ -24,6 +24,7 @@ NUMBERS = {
     "synchronized",
     "dead_below",
 }
+SHARES = {"decay"}  # numbers from 0 to 1
 COUNTS = {"dim", "codebook_size", "num_quantizers", "heads", "lifespan"}
 VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "estimator": {
@@ -61,6 +62,12 @@ def number(value: Any) -> float | None:
 def positive(value: Any) -> float | None:
     """A number but 0, which customarily switches an option off."""
     return number(value) or None
+
+
+def share(value: Any) -> float | None:
+    """A number from 0 to 1."""
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
 
 
 def count(value: Any) -> int | None:
@@ -106,6 +113,7 @@ def normalise(name: str, value: Any) -> Any:
         return known if name == "learning" else known[0]
     checks: dict[str, tuple[Callable[[Any], Any], str]] = {
         **dict.fromkeys(NUMBERS, (number, "a number")),
+        **dict.fromkeys(SHARES, (share, "a number from 0 to 1")),
         **dict.fromkeys(COUNTS, (count, "a positive whole number")),
         "fsq_levels": (levels_, "a list of positive whole numbers"),
     }
