@@ -84,7 +84,7 @@ def _through(probe: Probe, out: Quantized) -> Gradients:
 def _around(through: Gradients) -> Gradients:
     """The same gradients against the sum of the codes: one estimator around a stack (T34)."""
     out = through.out
-    if out.codes is None or any(e.shape[1] != through.z.shape[1] for e in out.codebook):
+    if out.codes is None or not out.codebook or any(e.shape[1] != through.z.shape[1] for e in out.codebook):
         return through
     total = torch.stack([code_rows(out, level, e) for level, e in enumerate(out.codebook)]).sum(0)
     near = total.shape == through.value.shape and relative(through.value - total, total) < COARSE
