@@ -32,7 +32,8 @@ class Result:
         witness: digest of the witness, which the report embeds.
         explained_by: ids of failed rows that name the cause.
         seed: the run's seed.
-        script: a standalone reproduction, where there is one.
+        script: a standalone reproduction that was seen to fail, where there is one.
+        unscripted: why there is none, where one was asked for.
         known: whether the baseline has it.
     """
 
@@ -57,6 +58,7 @@ class Result:
     explained_by: tuple[str, ...] = ()
     seed: int = 0
     script: str | None = None
+    unscripted: str | None = None
     known: bool = False
 
 

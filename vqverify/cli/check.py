@@ -16,6 +16,7 @@ from vqverify.cli import outputs, words
 from vqverify.cli.subject import spec_of, subject_options
 
 if TYPE_CHECKING:
+    from vqverify.report import Report
     from vqverify.run.request import Request
     from vqverify.run.runner import Run
 
@@ -79,6 +80,12 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
     metavar="FILE",
     help="Go on from the report of a run that was cut short.",
 )
+@click.option(
+    "--scripts",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Write each failure there as a script of 15 lines, seen to fail in a fresh process.",
+)
 @outputs.output_options
 def command(**given: Any) -> int:
     """Check a layer against every statement that applies to it.
@@ -103,11 +110,24 @@ def command(**given: Any) -> int:
         report = run.report()
         if old is not None:
             report = baseline.marked(report, old)
+        if given["scripts"]:
+            report = _scripted(run, report, given["scripts"])
         outputs.write(report, given)
         outputs.show(report, given["json_file"])
         if given["accept"]:
             _accept(report, given["expectations"])
     return report.exit_code
+
+
+def _scripted(run: Run, report: Report, folder: Path) -> Report:
+    from vqverify.run import scripts
+    from vqverify.subject.layer import Layer
+
+    subject = run.opened.subject
+    try:
+        return scripts.scripted(report, folder, subject=subject if isinstance(subject, Layer) else None)
+    except OSError as error:
+        words.refuse(f"{error.filename or folder} cannot be written: {error.strerror}")
 
 
 def _request(given: dict[str, Any]) -> Request:

@@ -61,6 +61,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="FOLDER",
     help="Keep a report a layer there, and go on from what an earlier run left.",
 )
+@click.option(
+    "--scripts",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Write each failure there as a script of 15 lines, seen to fail in a fresh process.",
+)
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="All reports as one, with the witnesses.")
 @click.option("--html", type=_FILE, metavar="FILE", help="The conformance page, which opens offline.")
 @click.option("--markdown", type=_FILE, metavar="FILE", help="The conformance page as Markdown.")
@@ -80,7 +86,8 @@ def command(layers: Path, folder: Path | None, **given: Any) -> int:
             try:
                 with _progress(len(members)) as show:
                     workers = given["jobs"] or os.cpu_count() or 1
-                    for member, part in matrix.outcomes(members, request, kept, workers, given["timeout"]):
+                    every = matrix.outcomes(members, request, kept, workers, given["timeout"], scripts=given["scripts"])
+                    for member, part in every:
                         parts.append(part)
                         show(member, part)
             finally:

@@ -21,8 +21,14 @@ from vqverify.cli import outputs, words
     metavar="FILE",
     help="What it found, as data.",
 )
+@click.option(
+    "--script",
+    "as_script",
+    is_flag=True,
+    help="Print it as a script that needs torch and the layer's library alone, after seeing it fail.",
+)
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
+def command(witness: str, json_file: Path | None, *, as_script: bool, traceback: bool) -> int:
     """Run a failing input again: exit 0 if it passes now, 1 if it still fails, 2 if it cannot be read.
 
     WITNESS is a witness file, or REPORT.json#digest (the first digits are enough).
@@ -34,6 +40,8 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
     with words.refusing(traceback=traceback):
         data = load(witness)
         program = from_json(data)
+        if as_script:
+            return _script(data)
         found = replay.replay(program, against=data.get("against"))
     if json_file:
         outputs.write_data(
@@ -48,6 +56,19 @@ def command(witness: str, json_file: Path | None, *, traceback: bool) -> int:
         )
     outputs.printed(rendering.render(data, found))
     return int(found.fails)
+
+
+def _script(data: Mapping[str, Any]) -> int:
+    """Print a witness as a script: exit 1 if it fails, 0 if there is none that fails, with the reason on stderr."""
+    from vqverify.run import scripts
+
+    told = scripts.of_witness(data)
+    if told.script is None:
+        click.echo(f"no script: {told.reason}", err=True)
+        return 0
+    click.echo(told.script.text, nl=False)
+    click.echo(told.script.printed, nl=False, err=True)
+    return 1
 
 
 def load(where: str) -> Mapping[str, Any]:

@@ -38,6 +38,8 @@ def _program(report: Report, result: Result) -> Iterator[str]:
         lines = list(witness.lines(found))
         width = max(len(name) for name, _ in lines)
         yield from ("```text", *(f"{name:<{width}}  {value}" for name, value in lines), "```", "")
+    if result.script:
+        yield from ("```python", result.script.rstrip(), "```", "")
 
 
 def _others(subject: SubjectReport) -> Iterator[str]:

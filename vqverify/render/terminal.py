@@ -93,6 +93,10 @@ def _failure(report: Report, result: Result, saved: Path | None) -> RenderableTy
             inner.add_row(name, Text(value))
         table.add_row("witness", inner)
         table.add_row("replay", Text(f"vqverify replay {saved or 'REPORT.json'}#{result.witness}"))
+    if result.script:
+        table.add_row("script", Text(f"seen to fail in a process of its own\n{result.script.rstrip()}"))
+    elif result.unscripted:
+        table.add_row("script", Text(f"none: {words.clean(result.unscripted)}"))
     message = Text(words.clean(result.message), overflow="fold")
     return Group(_headline(result), Padding(message, (0, 0, 0, 2)), Padding(table, (0, 0, 0, 4)))
 

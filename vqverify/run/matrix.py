@@ -25,7 +25,9 @@ from vqverify.quantizer import Finding, Spec
 from vqverify.report import Report, ReportError, Result, SubjectReport, from_json, save
 from vqverify.run import expected, opening, runner
 from vqverify.run.request import Request, RequestError
+from vqverify.run.scripts import scripted
 from vqverify.subject.claims import ClaimError, consistent, normalise
+from vqverify.subject.layer import Layer
 from vqverify.subject.target import TargetError
 
 FIELDS = ("target", "kwargs", "claims", "adapter", "role", "dtype", "documented")
@@ -93,7 +95,13 @@ def _member(path: Path, name: str, table: Any, seed: int) -> Member:
 
 
 def outcomes(
-    members: Sequence[Member], request: Request, folder: Path, workers: int, timeout: float
+    members: Sequence[Member],
+    request: Request,
+    folder: Path,
+    workers: int,
+    timeout: float,
+    *,
+    scripts: Path | None = None,
 ) -> Iterator[tuple[Member, Report]]:
     """Check every layer in a process of its own.
 
@@ -103,6 +111,7 @@ def outcomes(
         folder: where each layer's report is kept; rows that an earlier run of the same request left there are taken over.
         workers: how many processes at a time.
         timeout: seconds that one layer may take.
+        scripts: where failures are written as scripts.
 
     Yields:
         Each layer with its report, in the order in which they are done. A layer that crashes, hangs or cannot be
@@ -114,7 +123,9 @@ def outcomes(
     pool = ProcessPool(max_workers=workers, max_tasks=1, context=multiprocessing.get_context("spawn"))
     try:
         futures = {
-            pool.schedule(_check, args=(member, replace(request, spec=member.spec), folder), timeout=timeout): member
+            pool.schedule(
+                _check, args=(member, replace(request, spec=member.spec), folder, scripts), timeout=timeout
+            ): member
             for member in members
         }
         finished: Iterator[Any] = as_completed(
@@ -155,7 +166,7 @@ def joined(parts: Sequence[Report], request: Request, members: Sequence[Member])
     return Report(request.described(), environment.describe(), tuple(subjects), witnesses, complete, __version__)
 
 
-def _check(member: Member, request: Request, folder: Path) -> None:
+def _check(member: Member, request: Request, folder: Path, scripts: Path | None) -> None:
     """Check one layer in this process, and keep its report as it grows. What the layer prints is dropped."""
     file = _file(folder, member)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -166,7 +177,11 @@ def _check(member: Member, request: Request, folder: Path) -> None:
             if time.monotonic() - saved > AUTOSAVE:
                 save(_named(run.report(), member, compared), file)
                 saved = time.monotonic()
-        save(_named(run.report(), member, compared), file)
+        report = _named(run.report(), member, compared)
+        save(report, file)
+        if scripts is not None:
+            subject = run.opened.subject
+            save(scripted(report, scripts, subject=subject if isinstance(subject, Layer) else None), file)
 
 
 def _start(request: Request, old: Report | None) -> runner.Run:
