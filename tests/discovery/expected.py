@@ -135,6 +135,18 @@ WANTED = (
     Want(styles.Logits, {}, 7, "BDHW", (0,), (((2, 2), "BHW"),), ((1,),), (plain("embed.weight"),)),
     Want(styles.Named, {}, 6, "BND", (0,), (((1,), "BN"),), ((2,),), (plain("book"),), method="quantize"),
     Want(styles.Sphere, {}, 6, "ND", (0,), (((2,), "N"),), ((1,),), (plain("book"),), sphere=True),
+    Want(styles.Signs, {}, 4, "BDN", (1,), (((2,), "F1"),), ((0,),), ()),
+    Want(
+        styles.Watched,
+        {},
+        6,
+        "BND",
+        (0,),
+        (((1,), "BN"),),
+        ((2,),),
+        (plain("book"),),
+        (("counts", "sums"),),
+    ),
     Want(styles.TwoFaced, {}, 6, "BND", (0,), (((1,), "BN"),), (), (plain("book"),)),
 )
 

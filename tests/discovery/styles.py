@@ -368,3 +368,51 @@ class TwoFaced(nn.Module):
             loss = F.mse_loss(x, hard.detach()) + F.mse_loss(hard, x.detach())
             return loss, ids, x + (hard - x).detach()
         return hard, ids
+
+
+class Signs(nn.Module):
+    """(B, D, T), one bit a coordinate: z_q is right under any layout, the packed code under one alone (MAGVIT-v2)."""
+
+    def __init__(self, bits: int = 4, commitment_cost: float = 0.25, entropy_weight: float = 0.1) -> None:
+        super().__init__()
+        self.cost, self.entropy = commitment_cost, entropy_weight
+        self.register_buffer("powers", 2 ** torch.arange(bits))
+
+    def forward(self, x: Tensor) -> Any:
+        flat = x.permute(0, 2, 1).contiguous().view(-1, len(self.powers))
+        hard = torch.where(flat < 0, -1.0, 1.0).to(flat)
+        ids = ((hard > 0).long() * self.powers).sum(1, keepdim=True)
+        each = torch.sigmoid(2 * flat).clamp(1e-6, 1 - 1e-6)
+        loss = (
+            self.cost * (flat - hard).pow(2).mean() + self.entropy * (_bits(each).mean(0) - _bits(each.mean(0))).sum()
+        )
+        out = (flat + (hard - flat).detach()).view(len(x), x.shape[2], x.shape[1])
+        return loss, out.permute(0, 2, 1), ids
+
+
+def _bits(p: Tensor) -> Tensor:
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+class Watched(nn.Module):
+    """An EMA codebook beside an average of its use that rules nothing in a step (NICHEVERSE)."""
+
+    def __init__(self, dim: int = 6, size: int = 16, decay: float = 0.9) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("a_use", torch.ones(size))
+        self.register_buffer("book", torch.randn(size, dim))
+        self.register_buffer("counts", torch.ones(size))
+        self.register_buffer("sums", self.book.clone())
+
+    def forward(self, x: Tensor) -> Any:
+        flat = x.reshape(-1, x.shape[-1])
+        ids = torch.cdist(flat, self.book).argmin(-1)
+        hard = self.book[ids].view_as(x)
+        if self.training:
+            hot = F.one_hot(ids, len(self.book)).to(flat)
+            self.counts.lerp_(hot.sum(0), 1 - self.decay)
+            self.a_use.lerp_(hot.sum(0), 1 - self.decay)
+            self.sums.lerp_(hot.t() @ flat.detach(), 1 - self.decay)
+            self.book = self.sums / self.counts.clamp_min(1e-5)[:, None]
+        return x + (hard - x).detach(), ids.view(x.shape[:-1]), F.mse_loss(x, hard.detach())

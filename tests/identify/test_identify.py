@@ -93,6 +93,15 @@ def test_weight_of_the_whole_loss_is_a_reading_of_its_name(factor: float, failed
     assert _failed(_open(f"{OURS}:WholeLoss", {**SMALL, "factor": factor})) == failed
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25, 2.0])
+def test_commitment_among_other_terms_is_what_its_weight_adds(weight: float) -> None:
+    layer = _open("tests.discovery.styles:Signs", {"commitment_cost": weight})
+    assert _agrees(layer.found["commitment_weight"].value, weight, "commitment_weight")
+    assert layer.found["loss_coefficients"].value is None
+    assert _failed(layer) == []
+    assert _failed(_open("tests.discovery.styles:Signs", {}, commitment_weight=0.5)) == ["commitment_weight"]
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
 def test_temperature_of_drawn_codes(temperature: float) -> None:
     layer = _open(ROTATION, {**SMALL, "temperature": temperature})

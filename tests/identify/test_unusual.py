@@ -23,6 +23,8 @@ LAYERS = [  # (target, kwargs, rows that once failed)
     (f"{U}:Scaled", {"double": True, "scale": 1.0}, ("interface.shapes", "interface.runs")),
     (f"{U}:AroundTheSum", {}, ("lookup.*", "residual.*", "estimator.*", "gap.*", "loss.*")),
     (f"{U}:SearchesTwiceTheLatent", {}, ("lookup.*", "estimator.*", "gap.*", "loss.*")),
+    ("tests.discovery.styles:Signs", {}, ("loss.*", "lfq.*", "honesty.*", "interface.regroup")),
+    ("tests.discovery.styles:Watched", {}, ("update.*",)),
     (f"{U}:Lent", {}, ("loss.*", "update.*", "interface.accumulates")),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vqverify.discovery.accumulators import find_accumulators
 from vqverify.discovery.bench import Bench
 from vqverify.discovery.codebook import find_codebook
 from vqverify.discovery.codespace import effective
@@ -14,7 +15,7 @@ from vqverify.discovery.errors import DiscoveryError
 from vqverify.discovery.forms import integers
 from vqverify.discovery.layouts import Candidate, read, read_in_train
 from vqverify.discovery.outputs import find_codes, find_losses
-from vqverify.discovery.training import find_accumulators, find_warm
+from vqverify.discovery.training import find_warm
 from vqverify.discovery.trial import Trial
 from vqverify.subject.plan import Call, Output, Plan, Slot
 

@@ -121,7 +121,8 @@ def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) 
             dim = next(iter(local))
         chosen = local[dim]
         if any(candidate.codes for candidate in chosen):
-            chosen = [candidate for candidate in chosen if candidate.codes]
+            steady = any(candidate.steady for candidate in chosen)
+            chosen = [candidate for candidate in chosen if (candidate.steady if steady else candidate.codes)]
         if any("1" not in candidate.z_q.form for candidate in chosen):
             chosen = [candidate for candidate in chosen if "1" not in candidate.z_q.form]
         return [candidate for candidate in chosen if candidate.train == chosen[0].train]

@@ -43,6 +43,8 @@ class Candidate:
         attached: a gradient reaches z from it in train mode.
         trains: a pass in train mode works too.
         codes: number of integer outputs with one entry a latent.
+        steady: some of them keep every entry but that of a latent which is replaced. A layer that works on each
+            coordinate alone returns the right z_q under any layout; its codes tell which one it reads.
         repeats: two equal calls from one state and seed give the same.
         warm: judged after training passes, because latents leaked before them.
     """
@@ -59,6 +61,7 @@ class Candidate:
     attached: bool
     trains: bool
     codes: int
+    steady: bool
     repeats: bool
     warm: bool = False
 
@@ -140,13 +143,17 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype, *, train: bool = False)
     ]
     if not outputs:
         return None
-    leak, spill, reach = _locality(trial, where, x, returned, outputs, train=train)
+    codes = [
+        Output(path, form)
+        for path, value in returned
+        if not value.is_floating_point() and value.dtype != torch.bool
+        for form in [where.form(value.shape, "L")]
+        if form
+    ]
+    leaks, spill, reach = _locality(trial, where, x, returned, [*outputs, *codes], train=train)
+    leak = leaks[: len(outputs)]
     constant = _constancy(trial, where, x, returned, outputs, train=train)
     attached, trains = _attached(trial, where, x, outputs)
-    codes = sum(
-        not value.is_floating_point() and value.dtype != torch.bool and bool(where.form(value.shape, "L"))
-        for _, value in returned
-    )
     table = dict(returned)
 
     def order(index: int) -> tuple[object, ...]:
@@ -182,7 +189,8 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype, *, train: bool = False)
         constant[best],
         attached[best],
         trains,
-        codes,
+        len(codes),
+        0.0 in leaks[len(outputs) :],
         repeats,
     )
 
@@ -202,7 +210,7 @@ def _locality(
             if output.path not in new or new[output.path].shape != old[output.path].shape:
                 leak[index] = spill[index] = 1.0
                 continue
-            was, now = where.rows(old[output.path], output.form), where.rows(new[output.path], output.form)
+            was, now = (where.rows(table[output.path], output.form).to(x.dtype) for table in (old, new))
             changed, much = (differs(was, now, share * scale_of(was)) for share in (1e-4, 0.2))
             reach[index] += float(changed[token]) / len(picks)
             changed[token] = much[token] = False

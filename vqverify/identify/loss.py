@@ -7,7 +7,7 @@ comes out as what it is, a missing commitment gradient beside a codebook gradien
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from vqverify.identify.probes import Findings, Probe, Unknown, attempt, dormant,
 from vqverify.identify.structure import heads
 from vqverify.quantizer import Finding, Quantized
 from vqverify.subject.capture import pull
+
+if TYPE_CHECKING:
+    from vqverify.subject.layer import Layer
 
 FITS = 1e-2
 GROUPS = "z, over the groups"
@@ -91,17 +94,37 @@ def _column(out: Quantized, level: int) -> Tensor:
 
 
 def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
-    layer, seed = probe.layer, probe.seed
-    layer.restore()
-    out = layer.forward(probe.latents(n, seed=9), train=True, seed=seed, trace=True, groups=groups)
-    if out.loss is None:
-        raise Unknown("the layer returns no loss")
+    out = _pass(probe, probe.layer, n, groups)
+    assert out.loss is not None
     if not out.loss.requires_grad:
         return Coefficients(n, 1, 0.0, None, 0.0, "no gradient leaves the loss")
-    at_z = pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
-    found = [_fitted(n, side) for side in _sides(out, at_z)]
+    at_z = _at_z(out)
+    best = _best(out, n, _sides(out, at_z), moves=bool(at_z.any()))
+    return _with_codebook(probe, out, best)
+
+
+def _pass(probe: Probe, layer: Layer, n: int, groups: int = 1) -> Quantized:
+    """A training pass that returns a loss.
+
+    Raises:
+        Unknown: if it returns none.
+    """
+    layer.restore()
+    out = layer.forward(probe.latents(n, seed=9), train=True, seed=probe.seed, trace=True, groups=groups)
+    if out.loss is None:
+        raise Unknown("the layer returns no loss")
+    return out
+
+
+def _best(out: Quantized, n: int, sides: list[Side], *, moves: bool) -> Coefficients:
+    """The first place at which the gradient is a multiple of z − q.
+
+    Raises:
+        Unknown: if there is none.
+    """
+    found = [_fitted(n, side) for side in sides]
     # a level may be located on another branch of the graph than the loss: 0 there is no 0 at z
-    moving = [c for c in found if c.commitment] if bool(at_z.any()) else found
+    moving = [c for c in found if c.commitment] if moves else found
     best = next((c for c in moving if c.residual <= FITS), None)
     if best is None:
         off = f" (residual {min(c.residual for c in moving):.2g})" if moving else ""
@@ -109,8 +132,50 @@ def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
             f"d loss/dz is no multiple of z − q{off}: the loss holds other terms, or its levels were not found"
         )
     if best.where != GROUPS and (heads(out) or _side_by_side(out)):  # a mean over all heads
-        best = replace(best, dim=best.dim * len(out.levels))
-    return _with_codebook(probe, out, best)
+        return replace(best, dim=best.dim * len(out.levels))
+    return best
+
+
+def _alone(probe: Probe, reason: str) -> Findings:
+    """The commitment weight among other terms: the loss of a layer that is built with more of it, less the loss.
+
+    Args:
+        probe: the layer.
+        reason: why its loss as a whole tells nothing.
+
+    Raises:
+        Unknown: if the layer has no such argument, or what it multiplies is no commitment.
+    """
+    given = {name: value for name, value in probe.layer.arguments.items() if name in COMMITMENT_NAMES}
+    name = next((name for name, value in given.items() if isinstance(value, float | int) and value >= 0), "")
+    if not name:
+        raise Unknown(reason)
+    value, step = given[name], given[name] or 1.0
+    twin = probe.layer.build({name: value + step})
+    one, two = (_difference(probe, twin, n, reason) for n in (48, 96))
+    ratio = two.commitment / one.commitment if one.commitment else 0.0
+    if min(abs(ratio - 0.5), abs(ratio - 1)) > 0.02:
+        raise Unknown(f"{reason}; from 48 to 96 latents what {name} adds changes by the factor {ratio:.3g}")
+    options = {"mean": one.n * one.dim, "token-mean": one.n} if ratio < 0.75 else {"sum": 1}
+    weights = {reduction: _times(one, factor) for reduction, factor in options.items()}
+    gain = weights[_plausible(weights)][0]
+    text = f"with {name}={value + step:g}, d loss/dz gains 2·{gain:.4g}·(z − q), residual {one.residual:.1e}"
+    found = {trait: Finding(None, evidence=reason) for trait in NAMES}
+    return found | {"commitment_weight": Finding(_tidy(gain * value / step), evidence=text)}
+
+
+def _difference(probe: Probe, twin: Layer, n: int, reason: str) -> Coefficients:
+    once, twice = _pass(probe, probe.layer, n), _pass(probe, twin, n)
+    if once.codes is not None and twice.codes is not None and not torch.equal(once.codes, twice.codes):
+        raise Unknown(reason)
+    before, after = ([] if out.loss is None else _sides(out, _at_z(out)) for out in (once, twice))
+    sides = [replace(b, got=b.got - a.got) for a, b in zip(before, after, strict=False) if a.where == b.where]
+    return _best(once, n, sides, moves=True)
+
+
+def _at_z(out: Quantized) -> Tensor:
+    assert out.loss is not None
+    return pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
 
 
 def _fitted(n: int, side: Side) -> Coefficients:
@@ -143,7 +208,10 @@ NAMES = ("commitment_weight", "codebook_weight", "reduction", "loss_convention",
 @attempt(*NAMES)
 def loss(probe: Probe) -> Findings:
     """Weights, reduction and convention, from gradients at two numbers of latents and two batch shapes."""
-    one, two = _measure(probe, 48), _measure(probe, 96)
+    try:
+        one, two = _measure(probe, 48), _measure(probe, 96)
+    except Unknown as unknown:
+        return _alone(probe, str(unknown))
     if not _size(one):
         text = one.where if one.where.startswith("no") else "the loss sends no gradient to z or the codebook"
         values = (0.0, 0.0, None, "none", None, dict.fromkeys(REDUCTIONS, (0.0, one.codebook)))

@@ -15,6 +15,7 @@ from vqverify.invariants.measure import array, norms, roundoff, tiny
 from vqverify.invariants.weights import constructed, gradient_at, measure
 from vqverify.quantizer import Quantized, Quantizer
 
+FEW = 4  # latents at least, for a batch without symmetry
 ENDINGS = ("_weight", "_cost", "_lambda", "_coef", "_coeff")
 
 
@@ -34,12 +35,16 @@ def _weights(subject: Quantizer) -> tuple[str, ...]:
     needs=("loss",),
     mode="table",
     parts=_weights,
-    corners=("single", "on-code", "unit"),
+    corners=("generic", "single", "on-code", "unit"),
     mutants=("loss_weight_squared", "loss_weight_ignored"),
     hint="multiply a term by its weight once, where terms are added; look for a second factor, or a weight never read.",
 )
 def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Each term is proportional to its weight, and moves something: loss and gradient are affine in the weight."""
+    """Each term is proportional to its weight, and moves something: loss and gradient are affine in the weight.
+
+    That it moves something is asked of several latents of unlike size only: an entropy of the batch is 0 for a single
+    latent, and a term may be stationary where latents are symmetric.
+    """
     assert case.part is not None
     weight = weight_arguments(subject)[case.part]
     try:
@@ -71,9 +76,15 @@ def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
     allowed = 4 * depth * u * sum(norms(g) for g in gradients) + tiny(subject)
     yield within(norms(steps[1] - 2 * steps[0]), allowed, "affine gradient", f"∂loss/∂z at {case.part} = w/2, w, 2w")
     away = norms(array(once.z_q.rows) - array(once.z.rows))
-    if (away > 1e-3 * norms(array(once.z.rows))).all() and values[1] != 0:
+    if _unlike(sizes := norms(array(once.z.rows))) and (away > 1e-3 * sizes).all() and values[1] != 0:
         moves = abs(rises[0]) > 0 or bool(steps[0].any()) or _moves_codes(subject, case, weight)
         yield holds(moves, "idle", f"nothing changes with {case.part}")
+
+
+def _unlike(sizes: np.ndarray) -> bool:
+    """Whether there are a few latents, no two of one norm."""
+    sizes = np.sort(sizes)
+    return len(sizes) >= FEW and bool((np.diff(sizes) > 1e-3 * sizes[1:]).all())
 
 
 def _pass(subject: Quantizer, case: Case, weight: float) -> Quantized | None:

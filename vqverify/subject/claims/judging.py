@@ -22,6 +22,8 @@ def consistent(name: str, claim: Finding, found: Mapping[str, Finding]) -> bool 
         readings = [claim.value]
         if name == "commitment_weight" and "inner_commitment_weight" in found:  # it may be the whole loss's weight
             readings.append(claim.value * found["inner_commitment_weight"].value)
+        if not weights and here.value is not None:  # seen by itself, among other terms
+            return any(_close(here.value, claimed) for claimed in readings)
         fits = [_weight_fits(name, claimed, *pair) for pair in (weights or {}).values() for claimed in readings]
         return None if None in fits or not fits else any(fits)
     if name == "temperature" and "temperature_equivalent" in found:
