@@ -43,7 +43,7 @@ LIBRARY: list[Row] = [
     (
         f"{V}:VectorQuantize",
         {**SMALL, "heads": 2, "separate_codebook_per_head": True},
-        {**ROTATION, **THEIRS, "structure": None, "heads": 2},
+        {**ROTATION, **THEIRS, "structure": "heads", "heads": 2},
     ),
     (
         f"{V}:VectorQuantize",
@@ -55,7 +55,7 @@ LIBRARY: list[Row] = [
     (
         f"{V}:GroupedResidualVQ",
         {**SMALL, "num_quantizers": 2, "groups": 2},
-        {**ROTATION, "structure": None, "num_quantizers": 2, "heads": 2},
+        {**ROTATION, "structure": "grouped residual", "num_quantizers": 2, "heads": 2},
     ),
     (f"{V}:SimVQ", SMALL, {**ROTATION, "learning": ["none"], "commitment_weight": 0.25}),
 ]
@@ -77,6 +77,10 @@ STRANGERS: list[Row] = [
         {"input_dim": 12, "codebook_size": 16, "codebook_dim": 4},
         {**STE, "metric": "cosine", "commitment_weight": 1.0, "codebook_weight": 1.0},
     ),
+    (f"{S}:DACs", {}, {**STE, "metric": "cosine", "structure": "projected residual", "num_quantizers": 3}),
+    (f"{S}:DACs", {"split": True}, {**STE, "metric": "cosine", "structure": "sum", "num_quantizers": 3}),
+    (f"{S}:Spherical", {}, {**STE, "metric": "sign", "structure": "sign", "learning": ["none"]}),
+    ("tests.identify.unusual:Lines", {}, {**STE, "metric": "grid", "structure": "learnt scalar"}),
     (f"{S}:EncodecLike", SMALL, {**EMA, "smoothing_stored": False, "commitment_weight": 1.0}),
     (f"{S}:ViT", {"embed_dim": 8, "n_embed": 16}, {**STE, "metric": "cosine", "learning": ["gradient"]}),
     (f"{S}:Rosinality", {"dim": 8, "n_embed": 16}, {**EMA, "smoothing_stored": False, "commitment_weight": 1.0}),

@@ -308,3 +308,34 @@ class WholeLoss(nn.Module):
         q = self.codes(k)
         loss = self.weight * (F.mse_loss(q, x.detach()) + self.inner * F.mse_loss(x, q.detach()))
         return x + (q - x).detach(), k, loss
+
+
+class DACs(nn.Module):
+    """A residual stack of levels with maps of their own (descript-audio-codec); split: each level sees z (moshi)."""
+
+    def __init__(self, input_dim=6, codebook_size=12, codebook_dim=4, levels=3, split=False):
+        super().__init__()
+        self.split = split
+        self.levels = nn.ModuleList([DAC(input_dim, codebook_size, codebook_dim) for _ in range(levels)])
+
+    def forward(self, z):
+        total, residual, codes, losses = torch.zeros_like(z), z, [], 0.0
+        for level in self.levels:
+            q, commitment, codebook, indices, _ = level(z if self.split else residual)
+            total, residual = total + q, residual - q
+            losses = losses + (commitment + codebook).mean()
+            codes.append(indices)
+        return total, torch.stack(codes, 1), losses
+
+
+class Spherical(nn.Module):
+    """Binary spherical quantization: signs of the normalised latent, at norm 1."""
+
+    def __init__(self, dim=5):
+        super().__init__()
+        self.register_buffer("powers", 2 ** torch.arange(dim))
+
+    def forward(self, z):
+        unit = F.normalize(z, dim=-1)
+        hard = torch.where(unit > 0, 1.0, -1.0) / z.shape[-1] ** 0.5
+        return unit + (hard - unit).detach(), ((hard > 0).long() * self.powers).sum(-1)

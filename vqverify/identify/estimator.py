@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from vqverify.quantizer import Place, Quantized
 
+OTHERS = (
+    unusual.on_a_line, unusual.noise, relaxed.softmax, unusual.elementwise, unusual.fixed_linear, unusual.behind_norm,
+)  # fmt: skip
 ROWS = 97  # latents of a fit: families differ on nearly every row
 COARSE = 0.2  # z_q is a sum of codes, up to what a mistake in the value may do
 
@@ -129,7 +132,7 @@ def _verdict(m: Gradients, probe: Probe, *, train: bool) -> Finding:
         mistake = ", ".join(filter(None, (fit.family.mistake, gain))) or None
         text = f"{m.where}: Jᵀg of {len(m.z[:ROWS])} generic latents, residual {fit.residual:.1e}"
         return Finding(fit.family.name, evidence=text, mistake=mistake)
-    for other in (unusual.on_a_line, unusual.noise, relaxed.softmax, unusual.elementwise, unusual.fixed_linear):
+    for other in OTHERS:
         if finding := other(m, probe, train):
             return finding
     nearest = _fits(m, m.value)[:1]

@@ -90,6 +90,8 @@ def decay(probe: Probe) -> Findings:
     counts = [(a.counts, b.counts) for a, b in zip(step.counted, step.recounted, strict=True)]
     if all(torch.equal(a, b) for a, b in [*counts, *zip(step.before, step.after, strict=True)]):
         return {"decay": dormant("no training pass moves codebook or counts")}
+    if step.out.codes is None:
+        raise Unknown("the layer returns no codes, so that nobody knows what is counted")
     found: list[float] = []
     turns = False
     for level, (old, new) in enumerate(zip(step.counted, step.recounted, strict=True)):

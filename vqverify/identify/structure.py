@@ -1,4 +1,9 @@
-"""What kind of quantizer: plain, residual, grouped, or one number at a time (scalar, sign); and its sizes."""
+"""What kind of quantizer: plain, residual, grouped, one number at a time (scalar, sign); and its sizes.
+
+Kinds that have no laws of their own yet are named, too: heads (slices of a projected latent), grouped residual
+(stacks side by side), projected residual (each level with maps of its own into and out of code space), sum (levels
+that do not wait for each other), learnt scalar (numbers from trained values).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, relative, unknown_
-from vqverify.identify.tables import implicit
+from vqverify.identify.tables import additive, implicit
 from vqverify.quantizer import Finding, Quantized
+from vqverify.subject.state import tensor_at
 
 SWEEP = 2001  # points of a sweep through one coordinate
 MANY = 1024  # a coordinate with more values than that is not quantised on its own
@@ -58,13 +64,35 @@ def structure(probe: Probe) -> Findings:
         return _named("residual", columns, 1, f"{columns} code columns, z_q is the sum of their codes")
     if heads(out):
         text = f"{columns} code columns, each searches its own slice of one projected latent"
-        return {**_named("grouped", 1, columns, text), "structure": unknown_(f"{text}: z itself has no such slices")}
+        return _named("heads", 1, columns, f"{text}: z itself has no such slices")
     if length := _runs(out):
         text = f"{columns} code columns: {columns // length} stacks of {length} levels side by side"
-        return {**_named("", length, columns // length, text), "structure": unknown_(text)}
+        return _named("grouped residual", length, columns // length, text)
     if not probe.layer.codebooks():
         return implicit(probe)
+    if additive(probe):
+        text = f"{columns} code columns, z_q is a sum of a function of each"
+        if _each_waits(probe, columns):
+            return _named("projected residual", columns, 1, f"{text}, and each depends on the codes before it")
+        return _named("sum", columns, 1, f"{text}, and some do not depend on the codes before them")
     raise Unknown(f"{columns} code columns that are neither a sum nor slices")
+
+
+def _each_waits(probe: Probe, columns: int) -> bool:
+    """Whether other codes of each level make the levels after it choose others."""
+    first, layer = probe.evaluation.codes, probe.layer
+    assert first is not None
+    for level, slot in enumerate(layer.plan.slots[:-1]):
+        layer.restore()
+        tensor = tensor_at(layer.module, slot.name).data[slot.index]
+        generator = torch.Generator().manual_seed(31 + level)
+        tensor.copy_(tensor[torch.randperm(len(tensor), generator=generator)] * -1)
+        codes = layer.forward(probe.z, grad=False).codes
+        layer.restore()
+        later = slice(level + 1, columns)
+        if codes is None or not bool((codes[:, later] != first[:, later]).any(0).all()):
+            return False
+    return True
 
 
 def _named(kind: str, quantizers: int, heads: int, evidence: str) -> Findings:
@@ -157,7 +185,7 @@ def _scalar(probe: Probe, columns: int = 1) -> Findings | None:
     if period != levels * columns:
         return None
     if _learnt(probe, sweep, together.z_q.rows.detach()):
-        return None
+        return _of_learnt(probe, columns, f"{evidence}, which a parameter holds")
     signs = all(len(found) == 2 and abs(float(found.sum())) < 1e-5 * float(found.abs().max()) for found in values)
     metric = Finding("sign" if signs else "grid", evidence=evidence)
     return {
@@ -168,6 +196,16 @@ def _scalar(probe: Probe, columns: int = 1) -> Findings | None:
         "metric_equivalent": Finding([metric.value], evidence=evidence),
         "learning": Finding(["none"], evidence="no stored codebook: the values are fixed"),
     }
+
+
+def _of_learnt(probe: Probe, columns: int, evidence: str) -> Findings:
+    """A number at a time, from values that are trained: no grid that is known."""
+    try:
+        found = implicit(probe)
+    except Unknown:
+        found = {}
+    metric = {"metric": Finding("grid", evidence=evidence), "metric_equivalent": Finding(["grid"], evidence=evidence)}
+    return found | _named("learnt scalar", 1, columns, evidence) | metric
 
 
 def _learnt(probe: Probe, sweep: Tensor, before: Tensor) -> bool:

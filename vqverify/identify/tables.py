@@ -53,6 +53,19 @@ def implicit(probe: Probe) -> Findings:
     return found
 
 
+def additive(probe: Probe) -> bool:
+    """Whether z_q is a sum of functions of the code columns."""
+    try:
+        codes, z_q = _seen(probe)
+        sizes = [int(column.max()) + 1 for column in codes.t()]
+        if sum(sizes) > MOST:
+            return False
+        _tables(codes, z_q, sizes)
+    except Unknown:
+        return False
+    return True
+
+
 def _seen(probe: Probe) -> tuple[Tensor, Tensor]:
     """Codes (n, L) and z_q (n, D) of many latents, in eval mode."""
     parts = [probe.run(scale * probe.latents(4 * MOST, seed=20 + i), train=False) for i, scale in enumerate(SCALES)]

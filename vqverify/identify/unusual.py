@@ -42,6 +42,21 @@ def noise(m: Gradients, _probe: Probe, _train: bool) -> Finding | None:
     return Finding("noise", evidence=f"{m.where}: z + |q − z| w with w constant explains Jᵀg, residual {residual:.1e}")
 
 
+def behind_norm(m: Gradients, _probe: Probe, _train: bool) -> Finding | None:
+    """The identity behind a normalisation of z (binary spherical quantization): Jᵀg = (g − ẑ⟨ẑ, g⟩)/|z|."""
+    if m.code is not None or m.z.shape[1] < 2:
+        return None
+    z, g, got = m.z.double(), m.g.double(), m.got.double()
+    size = z.norm(dim=1, keepdim=True)
+    want = (g - z * (z * g).sum(1, keepdim=True) / size**2) / size
+    gain = float((got * want).sum() / want.square().sum())
+    residual = relative(got - gain * want, got)
+    if not residual < EXPLAINS:
+        return None
+    text = f"{m.where}: Jᵀg = {gain:.4g} (g − ẑ⟨ẑ, g⟩)/|z|: the identity behind z/|z|, residual {residual:.1e}"
+    return Finding("straight-through", evidence=text)
+
+
 def elementwise(m: Gradients, probe: Probe, _train: bool) -> Finding | None:
     """A diagonal Jacobian: rounding with identity gradient behind a componentwise bound (FSQ)."""
     if m.code is not None or m.z.shape[1] < 2:

@@ -88,36 +88,6 @@ def jacobian(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "estimator.no_bypass",
-    source="definition of a bottleneck; theory T34",
-    needs=("levels", "estimator!=exact|hessian"),
-    state="both",
-    mutants=("gradient_bypass",),
-    hint="nothing but the codes may carry gradient: look for a latent added back to z_q, with or without a detached twin.",
-)
-def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """No gradient reaches the latents around the quantizer: with the paths through the levels' codes cut, nothing is left."""
-    out = traced(subject, case)
-    codes = [level.q_c.tensor for level in out.levels]
-    if not codes or not all(code.requires_grad for code in codes):
-        return
-    g = torch.ones_like(case.g) + case.g
-    whole = array(subject.vjp(out, g))
-    finite_rows = np.isfinite(whole).all(1)
-    handles = [code.register_hook(torch.zeros_like) for code in codes]
-    try:
-        around = array(subject.vjp(out, g))
-    finally:
-        for handle in handles:
-            handle.remove()
-    # cutting is exact: what is left over is a path of its own
-    allowed = 4 * roundoff(subject) * norms(array(g))
-    yield within(
-        norms(around)[finite_rows], allowed[finite_rows], "bypass", "gradient that reaches z with every code cut off"
-    )
-
-
-@invariant(
     "estimator.local",
     source="definition; theory T1",
     needs=("estimator!=none", "deterministic"),

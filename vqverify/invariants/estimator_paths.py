@@ -1,24 +1,81 @@
-"""Where gradients go and where not: from z_q to the latents and not into the codebook (theory T14, T16)."""
+"""Where gradients go and where not: from z_q to the latents, not around the codes, not into the codebook.
+
+Theory T14, T16, T34.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vqverify.bounds import Clause, Violation, holds
+from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import trait
+from vqverify.invariants.measure import Array, array, norms, roundoff, traced, trait
 from vqverify.invariants.weights import WEIGHTS, constructed, gradient_at
-from vqverify.quantizer import Quantizer
+from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.bare import BareEstimator
 from vqverify.subject.capture import gradient
 from vqverify.subject.layer import guarded
 
 SHARES = {"gumbel", "softmax", "sampled", "noise", "other"}  # estimators whose task gradient reaches the codes
 MOST_WEIGHTS = ("_weight", "_cost", "_lambda", "_coef", "_coeff", "_gamma")
+
+
+def _cut(subject: Quantizer, out: Quantized, g: Tensor) -> tuple[Array, Array]:
+    """The gradient that z receives, and what is left of it where the codes of all levels pass none on."""
+    whole = array(subject.vjp(out, g))
+    handles = [level.q_c.tensor.register_hook(torch.zeros_like) for level in out.levels]
+    try:
+        return whole, array(subject.vjp(out, g))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _carried(subject: Quantizer) -> tuple[None, ...]:
+    """Applies where some of the gradient runs through the codes.
+
+    Where none does, the estimator is around them (noise in place of an error, or one estimator for a whole stack).
+    """
+    z = torch.randn((max(8, subject.domain.min_n), subject.domain.dim), generator=torch.Generator().manual_seed(7))
+    subject.restore()
+    try:
+        out = subject.forward(z.to(subject.domain.dtype), train=True, trace=True)
+        if not out.levels or not all(level.q_c.tensor.requires_grad for level in out.levels):
+            return (None,)
+        return () if np.array_equal(*_cut(subject, out, torch.ones_like(out.z.rows))) else (None,)
+    except Violation:
+        return (None,)
+    finally:
+        subject.restore()
+
+
+@invariant(
+    "estimator.no_bypass",
+    source="definition of a bottleneck; theory T34",
+    needs=("levels", "estimator!=exact|hessian"),
+    parts=_carried,
+    state="both",
+    mutants=("gradient_bypass",),
+    hint="nothing but the codes may carry gradient: look for a latent added back to z_q, with or without a detached twin.",
+)
+def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """No gradient reaches the latents around the quantizer: with the paths through the levels' codes cut, nothing is left."""
+    out = traced(subject, case)
+    if not out.levels or not all(level.q_c.tensor.requires_grad for level in out.levels):
+        return
+    g = torch.ones_like(case.g) + case.g
+    whole, around = _cut(subject, out, g)
+    finite_rows = np.isfinite(whole).all(1)
+    # cutting is exact: what is left over is a path of its own
+    allowed = 4 * roundoff(subject) * norms(array(g))
+    yield within(
+        norms(around)[finite_rows], allowed[finite_rows], "bypass", "gradient that reaches z with every code cut off"
+    )
 
 
 def _leaks(subject: Quantizer) -> tuple[str, ...]:

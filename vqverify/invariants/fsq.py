@@ -16,7 +16,8 @@ from vqverify.invariant import invariant
 from vqverify.invariants.measure import Array, array, roundoff, trait
 from vqverify.quantizer import Quantized, Quantizer
 
-NEEDS = ("codes", "structure!=plain|residual|grouped", "fsq_levels")
+STORED = "plain|residual|grouped|heads|grouped residual|projected residual|sum"
+NEEDS = ("codes", f"structure!={STORED}", "fsq_levels")
 MOST = 4096  # level tuples that are tried one by one; beyond that, neighbours of drawn ones
 FAR = 20.0  # a latent out here is past every bound: tanh, sigmoid and clamp are flat
 

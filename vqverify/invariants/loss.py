@@ -302,7 +302,9 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
     before = subject.state()
     out = subject.forward(z, train=True, seed=case.seed)
     after = subject.state()
-    claim = subject.claims.get("commitment_weight")
+    claim, estimator = subject.claims.get("commitment_weight"), subject.claims.get("estimator")
+    if estimator is not None and estimator.value == "noise" and claim is not None and claim.origin == "default":
+        claim = None  # such a layer trains codes and latents through z_q, and needs no loss
     if claim is not None and claim.value and not _has_other_space(subject):
         reached = out.loss is not None and bool(gradient_at(out, out.z.tensor).any())
         yield holds(

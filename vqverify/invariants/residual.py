@@ -152,11 +152,17 @@ def _causal(subject: Quantizer, case: Case, stack: Stack) -> Iterator[Clause]:
     yield holds(same, "causal", "the first level's codes change with the codebooks of later levels")
 
 
+def _told(subject: Quantizer) -> tuple[None, ...]:
+    """Applies where the codes are stored, or else where z to z_q is straight-through, whatever factor it has."""
+    return (None,) if subject.codebooks() or trait(subject, "estimator") == "straight-through" else ()
+
+
 @invariant(
     "residual.gradient",
     source="theory T34, T13; 000 §4.2",
-    needs=(*STACK, "estimator=straight-through|rotation"),
+    needs=("structure=residual", "codes", "estimator=straight-through|rotation"),
     state="both",
+    parts=_told,
     corners=CORNERS,
     follows=("estimator.no_bypass",),
     mutants=("residual_gain", "residual_attached_twice", "residual_rotation_detached", "residual_first_loss_only"),
@@ -168,6 +174,9 @@ def gradient(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
     For straight-through levels that is the identity, whatever their number.
     """
+    if not subject.codebooks():
+        yield from _straight(subject, case)
+        return
     stack = stacked(subject, case, train=True)
     if stack is None:
         return
@@ -182,6 +191,16 @@ def gradient(subject: Quantizer, case: Case) -> Iterator[Clause]:
             clauses = [_compare(name, got[keep], want[keep], bound[keep]) for want, bound in laws]
             yield min(clauses, key=lambda clause: clause.margin or 0.0)
     yield from _losses_reach(subject, stack)
+
+
+def _straight(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Levels without a stored codebook (signs, grids): the identity is all that can be told."""
+    out, g = subject.forward(case.z, train=True, seed=case.seed), array(case.g) + 1
+    want, bound = _composed("straight-through", Stack(out, (), np.zeros(len(g))), g, roundoff(subject))
+    levels = 1 if out.codes is None else out.codes.shape[1]
+    yield _compare(
+        "straight-through", array(subject.vjp(out, case.g + 1)), want, bound + 8 * levels * roundoff(subject) * norms(g)
+    )
 
 
 def _compare(name: str, got: Array, want: Array, bound: Array) -> Clause:

@@ -38,9 +38,11 @@ MOST_STEPS = 150
 )
 def fixed_point(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A batch that is repeated with stable codes draws each used code to its cluster mean, by the factor γN/N′ a step."""
-    passes = [list(steps(subject, case)) for _ in range(REPEATS)]
-    for level in zip(*passes, strict=True):
-        yield from _contracted(subject, level, level[0].decay)
+    passes = [{step.view.index: step for step in steps(subject, case)} for _ in range(REPEATS)]
+    for index in passes[0]:
+        if all(index in found for found in passes):  # a level may be left out at random
+            level = tuple(found[index] for found in passes)
+            yield from _contracted(subject, level, level[0].decay)
 
 
 def _contracted(subject: Quantizer, level: tuple[Step, ...], decay: float) -> Iterator[Clause]:

@@ -187,8 +187,8 @@ def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
     pairs = [(level.z, level.q, level.k, level.book) for level in levels]
     offs = [level.off / u for level in levels]
     pulled = _codebook_sides(subject, out, pairs, offs) if len(subject.codebooks()) == len(levels) else ()
-    loss = float(stack.out.loss.detach().double())
-    return Measured(loss, len(case.z), away.shape[1], len(levels), True, (side,), pulled)
+    loss, indirect = float(stack.out.loss.detach().double()), not pulled and _moves_parameters(subject, out)
+    return Measured(loss, len(case.z), away.shape[1], len(levels), True, (side,), pulled, indirect)
 
 
 def _side(got: Array, z: Array, q: Array) -> Side:

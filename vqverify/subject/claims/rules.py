@@ -51,6 +51,7 @@ RULES = (
     Rule(("estimator", "grad_estimator", "gradient_estimator"), "estimator", _word("estimator")),
     Rule(("rotation_trick", "use_rotation_trick", "rotation"), "estimator", _flag("rotation")),
     Rule(("rotation_trick", "use_rotation_trick"), "estimator", _flag(None, "straight-through"), weak=True),
+    Rule(("directional_reparam",), "estimator", _flag("noise")),
     Rule(("metric", "distance", "distance_type", "distance_metric"), "metric", _word("metric")),
     Rule(
         ("use_cosine_sim", "cosine", "use_cosine", "cosine_sim", "use_l2_norm", "l2_norm", "l2norm"),
