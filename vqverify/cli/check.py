@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.asked import asking_options
 from vqverify.cli.subject import spec_of, subject_options
 
 if TYPE_CHECKING:
@@ -26,24 +27,8 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
 
 @click.command("check")
 @subject_options
-@click.option(
-    "--profile",
-    default="quick",
-    show_default=True,
-    metavar="NAME",
-    help="How long to look: quick, merge or nightly.",
-)
-@click.option("--only", multiple=True, metavar="GLOB", help="Rows to check, as 'lookup.*'.")
-@click.option("--skip", multiple=True, metavar="GLOB", help="Rows to leave out.")
+@asking_options
 @click.option("--require", multiple=True, metavar="GLOB", help="Rows that must apply and pass.")
-@click.option(
-    "--fail-on",
-    default="law,contract",
-    show_default=True,
-    metavar="KINDS",
-    help="Kinds whose failures fail the run.",
-)
-@click.option("--strict", is_flag=True, help="Undetermined rows fail the run.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0),
@@ -61,12 +46,6 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
     metavar="SECONDS",
     help="Longest time for one row, in a process of its own.",
 )
-@click.option(
-    "--expectations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Expected failures, with reasons and witnesses.",
-)
 @click.option("--accept", is_flag=True, help="Append the new failures to the expectations; you write the reasons.")
 @click.option(
     "--baseline",
@@ -79,12 +58,6 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Go on from the report of a run that was cut short.",
-)
-@click.option(
-    "--scripts",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Write each failure there as a script of 15 lines, seen to fail in a fresh process.",
 )
 @outputs.output_options
 def command(**given: Any) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.asked import asking_options
 
 if TYPE_CHECKING:
     from vqverify.report import Report
@@ -24,26 +25,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command("matrix")
 @click.argument("layers", metavar="LAYERS.toml", type=click.Path(path_type=Path))
+@asking_options
 @click.option("--pick", multiple=True, metavar="GLOB", help="Layers to check, by the names of their tables.")
-@click.option(
-    "--profile", default="quick", show_default=True, metavar="NAME", help="How long to look: quick, merge or nightly."
-)
-@click.option("--only", multiple=True, metavar="GLOB", help="Rows to check, as 'lookup.*'.")
-@click.option("--skip", multiple=True, metavar="GLOB", help="Rows to leave out.")
-@click.option(
-    "--fail-on",
-    default="law,contract",
-    show_default=True,
-    metavar="KINDS",
-    help="Kinds whose failures fail the run.",
-)
-@click.option("--strict", is_flag=True, help="Undetermined rows fail the run.")
-@click.option(
-    "--expectations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Expected failures, with reasons and witnesses.",
-)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of construction and search.  [default: 0]")
 @click.option("--jobs", type=click.IntRange(min=1), help="Layers at a time.  [default: a process a core]")
 @click.option(
@@ -60,12 +43,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
     help="Keep a report a layer there, and go on from what an earlier run left.",
-)
-@click.option(
-    "--scripts",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Write each failure there as a script of 15 lines, seen to fail in a fresh process.",
 )
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="All reports as one, with the witnesses.")
 @click.option("--html", type=_FILE, metavar="FILE", help="The conformance page, which opens offline.")
