@@ -53,6 +53,25 @@ def test_rows_that_reject_nothing_fail_the_audit():
     assert replace(whole, idle=("lookup.nearest",)).exit_code == 1
 
 
+def test_one_run_in_twenty_may_be_at_fault():
+    right = audit.judge(MUTANT, subject(("update.ema_law", "failed", "law", ())))
+    wrong = audit.judge(MUTANT, subject(("update.ema_law", "passed", "law", ())))
+    assert audit.Audit((right,) * 19 + (wrong,)).exit_code == 0
+    assert audit.Audit((right,) * 18 + (wrong,) * 2).missed == ("wrong",)
+    assert audit.Audit((right,) * 18 + (wrong,)).exit_code == 1
+
+
+def test_later_seeds_check_the_rows_that_name_the_mistake(tmp_path):
+    asked = audit.chosen(["fsq_index_int8"])
+    found = audit.run(asked, tmp_path, seeds=2, jobs=2)
+    first, second = found.verdicts
+    assert (first.seed, second.seed) == (0, 1)
+    assert not found.faults
+    assert set(second.rejected_by) == {"fsq.bijection"} < set(first.rejected_by)
+    again = audit.run(asked, tmp_path, seeds=2, jobs=1)
+    assert again == found
+
+
 def test_patterns_choose_and_a_wrong_one_is_refused():
     assert set(audit.chosen(["ema_stall*"])) == {"ema_stalls"}
     with pytest.raises(RequestError, match="no mutant is called 'emma'"):

@@ -124,6 +124,8 @@ def test_what_follows_is_grouped_under_its_cause(report):
     ]
     circle = [Result("a", "failed", explained_by=("b",)), Result("b", "failed", explained_by=("a",))]
     assert len(words.grouped(circle)) == 1
+    by_case = [Result("a", "failed", explained_by=("b[train]",)), Result("b", "failed", case="train")]
+    assert [cause.invariant for cause, _ in words.grouped(by_case)] == ["b"]
 
 
 class Page(HTMLParser):

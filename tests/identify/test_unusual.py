@@ -8,6 +8,9 @@ from vqverify.subject import open_subject
 
 R, U = "vqverify.reference:VectorQuantizer", "tests.identify.unusual"
 MUST = {"law", "contract"}  # a limit of floating-point numbers may be met by a right layer
+V = "vector_quantize_pytorch:VectorQuantize"
+SYNC = {"dim": 4, "codebook_size": 8, "learning": "gradient", "affine": "moments", "synchronized": 0.5}
+HEADS = {"dim": 8, "codebook_size": 16, "heads": 2, "threshold_ema_dead_code": 2}
 CIRCLE = {"dim": 2, "codebook_size": 8, "metric": "cosine"}
 LAYERS = [  # (target, kwargs, rows that once failed)
     (R, {**CIRCLE, "estimator": "straight-through"}, ("honesty.*", "estimator.*", "gap.*", "update.*")),
@@ -26,6 +29,10 @@ LAYERS = [  # (target, kwargs, rows that once failed)
     ("tests.discovery.styles:Signs", {}, ("loss.*", "lfq.*", "honesty.*", "interface.regroup")),
     ("tests.discovery.styles:Watched", {}, ("update.*",)),
     (f"{U}:Lent", {}, ("loss.*", "update.*", "interface.accumulates")),
+    (f"{U}:Between", {}, ("lookup.*", "interface.precision")),
+    (f"{U}:Renumbered", {}, ("loss.trains",)),
+    (R, SYNC, ("honesty.*", "update.*")),
+    (V, HEADS, ("update.expiry", "interface.batch_independence")),
 ]
 
 

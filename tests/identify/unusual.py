@@ -143,3 +143,34 @@ class SearchesTwiceTheLatent(nn.Module):
         q, y = self.codebook[i], 2 * x
         loss = F.mse_loss(q, y.detach()) + 0.25 * F.mse_loss(y, q.detach())
         return (y + (q - y).detach()) / 2, i, loss
+
+
+class Between(nn.Module):
+    """A search between two projections of one width: latents and codes have the same shape, and not the same space."""
+
+    def __init__(self, dim=8, n=16):
+        super().__init__()
+        self.down, self.up = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.embedding = nn.Embedding(n, dim)
+
+    def forward(self, x):
+        z = self.down(x)
+        idx = torch.cdist(z, self.embedding.weight).argmin(-1)
+        q = self.embedding(idx)
+        loss = 0.25 * (z - q.detach()).square().mean() + (q - z.detach()).square().mean()
+        return self.up(z + (q - z).detach()), loss, idx
+
+
+class Renumbered(nn.Module):
+    """Many codes, drawn as randn draws them under the construction's seed, and returned under other numbers."""
+
+    def __init__(self, dim=4, n=1000):
+        super().__init__()
+        self.book = nn.Parameter(torch.randn(n, dim))
+        self.register_buffer("number", torch.randperm(n))
+
+    def forward(self, x):
+        idx = torch.cdist(x, self.book).argmin(-1)
+        q = self.book[idx]
+        loss = 0.25 * (x - q.detach()).square().mean() + (q - x.detach()).square().mean()
+        return x + (q - x).detach(), self.number[idx], loss

@@ -76,6 +76,13 @@ class EntropyAndHalf(WithEntropy):
         return z_q, index, loss - 0.5 * self.commitment_weight * F.mse_loss(z, q.detach())
 
 
+class Exchanged(Legacy):
+    """The weight on the other term; at D = 4 a commitment of ¼ a token would excuse it."""
+
+    def __init__(self, n_e=16, e_dim=4, commitment_cost=0.25):
+        super().__init__(n_e, e_dim, commitment_cost)
+
+
 RIGHT = [
     (f"{REFERENCE}:VectorQuantizer", SIZES),
     (f"{REFERENCE}:VectorQuantizer", {**SIZES, "learning": "gradient", "estimator": "straight-through"}),
@@ -113,6 +120,7 @@ def test_right_layers_pass(target, kwargs):
         (f"{MUTANTS}:Sign", SIZES, "loss.zero_at_codes", "negative"),
         (f"{MUTANTS}:SwappedUnderEma", SIZES, "loss.trains", "latents"),
         (EntropyAndHalf, {}, "loss.gradients", "commitment weight"),
+        (Exchanged, {}, "loss.gradients", "commitment weight"),
     ],
 )
 def test_label_names_the_clause(target, kwargs, row, label):

@@ -58,6 +58,7 @@ RIGHT = [
     (f"{LIBRARY}:FSQ", {"levels": [8, 6, 5]}),
     (f"{LIBRARY}:FSQ", {"levels": [8, 5, 2], "preserve_symmetry": True, "noise_dropout": 0.5}),
     (f"{LIBRARY}:FSQ", {"levels": [8, 5, 5], "dim": 16}),
+    (f"{LIBRARY}:FSQ", {"levels": [8, 5], "bound_hard_clamp": True}),
     (SigmoidScalar, {"levels": [8, 5, 3]}),
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.command("audit")
 @click.argument("patterns", nargs=-1, metavar="[MUTANT]...")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each mutant.")
+@click.option("--whole", is_flag=True, help="Check all rows under every seed, not only the first.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Mutants at a time.  [default: a process a core]")
 @click.option(
     "--timeout",
@@ -26,14 +26,22 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="SECONDS",
     help="Longest time for one run.",
 )
+@click.option(
+    "--resume",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Keep a report a run there, and go on from what an earlier audit left.",
+)
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="The matrix as data.")
 @click.option("--html", type=_FILE, metavar="FILE", help="The matrix as one page that opens offline.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def command(patterns: tuple[str, ...], **given: Any) -> int:
+def command(patterns: tuple[str, ...], folder: Path | None, **given: Any) -> int:
     """Check every mutant, or those that match, against all rows: a suite is worth what it rejects.
 
-    Exits with 1 if a mutant survives, if no row that names its mistake rejects it or another is listed first, or,
-    where all mutants are tried, if a row rejects none.
+    Seeds after the first are checked against the rows that name the mistake. Exits with 1 if in more than one run in
+    twenty a mutant survives, no row that names its mistake rejects it, or another is listed first; or, where all
+    mutants are tried, if a row rejects none.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -44,12 +52,13 @@ def command(patterns: tuple[str, ...], **given: Any) -> int:
     with words.refusing(traceback=given["traceback"]):
         wrong = audit.chosen(patterns)
         console = Console(stderr=True)
-        with TemporaryDirectory(prefix="vqverify-") as folder, Progress(console=console, transient=True) as bar:
+        with outputs.folder(folder) as kept, Progress(console=console, transient=True) as bar:
             task = bar.add_task("mutants", total=len(wrong) * given["seeds"])
             found = audit.run(
                 wrong,
-                Path(folder),
+                kept,
                 seeds=given["seeds"],
+                whole=given["whole"],
                 jobs=given["jobs"] or os.cpu_count() or 1,
                 timeout=given["timeout"],
                 watch=lambda _: bar.advance(task),

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,7 +57,7 @@ def command(layers: Path, folder: Path | None, **given: Any) -> int:
 
     with words.refusing(traceback=given["traceback"]):
         request, members = _asked(layers, given)
-        with _folder(folder) as kept:
+        with outputs.folder(folder) as kept:
             parts: list[Report] = []
             try:
                 with _progress(len(members)) as show:
@@ -115,16 +114,6 @@ def _write(report: Report, given: dict[str, Any]) -> None:
         if given[name]:
             outputs.write_text(given[name], render(report))
     outputs.printed(page.terminal(report))
-
-
-@contextmanager
-def _folder(folder: Path | None) -> Generator[Path]:
-    """Where reports are kept while the matrix runs: the user's folder, or one that goes away."""
-    if folder is not None:
-        yield folder
-        return
-    with TemporaryDirectory(prefix="vqverify-") as temporary:
-        yield Path(temporary)
 
 
 @contextmanager

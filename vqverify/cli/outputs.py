@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -127,3 +128,13 @@ def read(path: Path) -> Report:
     if not isinstance(data, dict):
         raise ReportError(f"{path} is no report: it needs a JSON object")
     return from_json(data)
+
+
+@contextmanager
+def folder(given: Path | None) -> Generator[Path]:
+    """Where reports are kept while many layers are checked: the user's folder, or one that goes away."""
+    if given is not None:
+        yield given
+        return
+    with TemporaryDirectory(prefix="vqverify-") as temporary:
+        yield Path(temporary)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EFFECT = "changes z_q where the code is one of them"
 ROUNDS = 4  # groups of rows that are changed, a third of all rows each
+MOST = 64  # rows that are changed one by one
 MATCH = 0.7  # agreement (Jaccard) of changed latents with those of a changed code; equal codes cost some
 
 
@@ -150,7 +151,7 @@ def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...
     assert look.codes is not None
     single = look.codes.shape[1] == 1
     for candidate in _views(bench, look, 2) if single else ():
-        if candidate.rows <= 64 and _owns(bench, look, candidate):
+        if _owns(bench, look, candidate):
             text = "each row of {} owns the latents of one code, but of another number than its own"
             return (candidate.slot,), text.format(candidate.slot.name)
     for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True) if single and odd else ():
@@ -163,7 +164,7 @@ def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...
 def _owns(bench: Bench, look: Look, candidate: _View) -> bool:
     assert look.codes is not None
     codes, good = look.codes[:, 0], 0
-    for row in range(candidate.rows):
+    for row in range(min(candidate.rows, MOST)):
         chosen = torch.arange(candidate.rows) == row
         result = _changed(bench, look, candidate.slot, chosen.to(look.z), row)
         if result is None:

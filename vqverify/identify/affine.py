@@ -75,7 +75,29 @@ def _ways(layer: Layer, name: str, z: Tensor) -> Findings:
     if table.requires_grad and out.loss is not None and out.loss.requires_grad:
         found += ["gradient"] if bool(pull(out.loss, table, torch.ones_like(out.loss)).any()) else []
     text = f"what a training pass and its loss do to {name}"
-    return {"learning": Finding(found or ["none"], evidence=text)}
+    return {"learning": Finding(found or ["none"], evidence=text), **_shared(layer, name, z)}
+
+
+def _shared(layer: Layer, name: str, z: Tensor) -> Findings:
+    """ν of ∂⟨g, z_q⟩/∂x = ν s ⊙ Σ g over the latents of each code: what the task sends the table (T23)."""
+    layer.restore()
+    table = state.all_tensors(layer.module)[name]
+    x = table.detach().clone().reshape(-1, z.shape[1]).double()
+    out = layer.forward(z, train=True)
+    assert out.codes is not None
+    q, k = out.z_q.rows, out.codes[:, 0].clamp_min(0)
+    g = torch.randn(q.shape, generator=torch.Generator().manual_seed(18)).to(q)
+    if not table.requires_grad or not q.requires_grad:
+        return {"synchronized": Finding(0.0, evidence=f"{name} takes no gradient")}
+    got = pull((q * g).sum(), table, torch.ones(()).to(q)).reshape(x.shape).double()
+    if not got.any():
+        return {"synchronized": Finding(0.0, evidence=f"z_q sends {name} no gradient")}
+    s, *_ = _fit(x, k, q.detach().double())
+    want = torch.zeros_like(x).index_add_(0, k, g.double() * s)
+    nu = float((got * want).sum() / want.square().sum())
+    if relative(got - nu * want, got) > EXPLAINS:
+        return {}
+    return {"synchronized": Finding(float(f"{nu:.4g}"), evidence=f"z_q sends {name} {nu:.4g} s ⊙ Σ g of its latents")}
 
 
 def _none(text: str) -> Findings:

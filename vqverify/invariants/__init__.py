@@ -12,7 +12,6 @@ MODULES = (
     "interface_lifecycle",
     "interface_autograd",
     "interface_precision",
-    "honesty",
     "lookup",
     "lookup_cells",
     "lookup_codes",
@@ -39,7 +38,9 @@ MODULES = (
     "residual_distortion",
     "structure",
     "fsq",
+    "fsq_gradient",
     "metrics",
+    "honesty",
 )
 
 for _name in MODULES:

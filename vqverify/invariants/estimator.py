@@ -52,6 +52,7 @@ def _law_bound(subject: Quantizer, view: View, u: float) -> Array:
         "estimator.local",
         "estimator.linear",
         "estimator.detached",
+        "interface.accumulates",
     ),
     source="000 §4, 001 §2; theory T1, T9",
     needs=("levels", "estimator=straight-through|rotation"),

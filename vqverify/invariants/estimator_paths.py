@@ -192,6 +192,7 @@ def _all_weights(subject: Quantizer) -> dict[str, float]:
     parts=_commitments,
     corners=("single", "unit", "generic"),
     mutants=("zero_weight_is_default", "weight_floor"),
+    follows=("loss.gradients", "loss.terms"),
     hint="`weight or default` takes 0 for absent: ask for None; no floor and no second, fixed weight on the same term.",
 )
 def zero_loss_weight(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -35,7 +35,7 @@ class Axis:
 
 def _scalar_modes(subject: Quantizer) -> tuple[str, ...]:
     """Both modes; none for a stack of scalar quantizers, whose code columns outnumber its codebooks."""
-    return () if _width(subject) > max(subject.domain.dim, len(trait(subject, "fsq_levels"))) else ("train", "eval")
+    return () if width(subject) > max(subject.domain.dim, len(trait(subject, "fsq_levels"))) else ("train", "eval")
 
 
 def declared_levels(subject: Quantizer) -> tuple[int, ...] | None:
@@ -44,7 +44,7 @@ def declared_levels(subject: Quantizer) -> tuple[int, ...] | None:
     return levels * (dim // len(levels)) if dim % len(levels) == 0 else None
 
 
-def _width(subject: Quantizer) -> int:
+def width(subject: Quantizer) -> int:
     """Coordinates that the code columns account for: as many as z has, unless a projection stands before them."""
     z = torch.zeros(max(2, subject.domain.min_n), subject.domain.dim, dtype=subject.domain.dtype)
     codes = subject.forward(z, grad=False).codes
@@ -88,6 +88,7 @@ def axes(subject: Quantizer, levels: Sequence[int], case: Case) -> list[Axis]:
 
 @invariant(
     "fsq.bijection",
+    follows=("lfq.sign",),
     source="Mentzer 2023 §3, eq. 1-2; theory T36",
     needs=NEEDS,
     parts=_scalar_modes,
@@ -113,7 +114,7 @@ def bijection(subject: Quantizer, case: Case) -> Iterator[Clause]:
     Each coordinate takes the declared number of equally spaced values, with boundaries to suit, in train as in eval.
     """
     levels, train = declared_levels(subject), case.part == "train"
-    if levels is None or len(levels) != _width(subject):
+    if levels is None or len(levels) != width(subject):
         yield from _behind_projection(subject, case, train=train)
         return
     found = axes(subject, levels, case)

@@ -87,7 +87,7 @@ def _plane(z: Array, q: Array, g: Array) -> Array:
     source="001 §3.2, eq. 14; theory T9, T10",
     needs=NEEDS,
     corners=CORNERS,
-    mutants=("rotation_transposed", "rotation_unscaled", "straight_through_scaled"),
+    mutants=("rotation_unscaled", "straight_through_scaled"),
     hint="a gap above the bound means that the Jacobian is not the declared one: scaled, transposed or missing.",
 )
 def bound(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -23,7 +23,8 @@ def claimed(subject: Quantizer) -> tuple[str, ...]:
     parts=claimed,
     corners=("single",),
     mutants=("silent_straight_through",),
-    hint="the layer is not what its arguments say: an option that is read and not acted on, or acted on the other way round.",
+    hint="the layer is not what its arguments say: an option that is read and not acted on, or acted on the other way round; "
+    "a weight on the other term, or that term detached on the wrong side.",
 )
 def traits(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """What a layer's arguments or adapter declare is what probing finds."""

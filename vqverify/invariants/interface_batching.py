@@ -68,7 +68,7 @@ def value_modes(subject: Quantizer) -> tuple[str | None, ...]:
     state="both",
     parts=value_modes,
     corners=CORNERS,
-    mutants=("value_unscaled_in_train", "quantise_after_update"),
+    mutants=("value_unscaled_in_train",),
     hint="the estimator may only change gradients, and z_q comes from the codebook before the update.",
     follows=("interface.eval_pure", "interface.batch_independence", "update.uses_old_codes"),
 )
@@ -94,7 +94,10 @@ def without_loss(out: Quantized) -> Quantized:
     corners=("on-code", "unit", "tie"),
     mutants=("sums_lose_duplicates",),
     hint="a layout mistake, or something that looks at a latent's place: reshape for permute, a window, z[0].",
-    follows=("interface.eval_pure",),
+    follows=(
+        "interface.eval_pure",
+        "interface.size_free",
+    ),
 )
 def row_permutation(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Permuting the latents permutes z_q and codes, and leaves loss and updated state equal."""
@@ -122,7 +125,10 @@ def _same_codes(want: Quantized, got: Quantized, order: Tensor) -> bool:
     corners=("on-code", "unit", "tie", "far"),
     mutants=("centres_by_batch",),
     hint="batch statistics (a mean, a largest norm) leak into the lookup.",
-    follows=("interface.eval_pure",),
+    follows=(
+        "interface.eval_pure",
+        "interface.size_free",
+    ),
 )
 def batch_independence(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A latent's code and value do not depend on the others of its batch: half of them, or it alone."""
@@ -144,6 +150,7 @@ def groupings(subject: Quantizer) -> tuple[str, ...]:
 
 @invariant(
     "interface.regroup",
+    follows=("interface.layout",),
     kind="contract",
     mode="table",
     source="theory: losses and statistics are sums over latents",

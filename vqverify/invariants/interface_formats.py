@@ -124,10 +124,7 @@ def lengths(subject: Quantizer) -> list[int]:
     corners=("generic", "unit"),
     mutants=("chunk_forgets_rest",),
     hint="a loop over chunks drops the rest, or counts its codes from the chunk's start.",
-    follows=(
-        "interface.eval_pure",
-        "interface.batch_independence",
-    ),
+    follows=("interface.eval_pure",),
 )
 def size_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Results do not depend on which side of an internal size switch the batch falls.

@@ -24,7 +24,7 @@ from vqverify.subject import state
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqverify.quantizer import Quantizer
+    from vqverify.quantizer import Quantized, Quantizer
 
 FINE, COARSE = 2.0**-34, 2.0**-12  # steps that float32 rounds away, and that it shows
 
@@ -83,8 +83,15 @@ def precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
             continue
         yield holds(out.z_q.tensor.dtype == dtype, "dtype", f"z_q of a {name} layer is {out.z_q.tensor.dtype}")
         yield from finite_outputs(out)
-        for view in views(out) if trait(subject, "deterministic") else ():
+        for view in _located(subject, out):
             yield _nearest(subject, view, unit_roundoff(dtype))
+
+
+def _located(subject: Quantizer, out: Quantized) -> list[View]:
+    """The levels of a pass, if all were located: a level for each column of codes."""
+    found = list(views(out))
+    whole = out.codes is not None and len(found) == out.codes.shape[1]
+    return found if whole and trait(subject, "deterministic") else []
 
 
 def _nearest(subject: Quantizer, view: View, u: float) -> Clause:
@@ -161,7 +168,7 @@ def autocast(subject: Quantizer, case: Case) -> Iterator[Clause]:
     after = subject.state()
     cast = [name for name, kind in kinds.items() if name in after and after[name].dtype != kind]
     yield holds(not cast, "dtype", f"a pass under autocast changed the dtype of {', '.join(cast[:4])}")
-    for view in views(out) if trait(subject, "deterministic") else ():
+    for view in _located(subject, out):
         yield _nearest(subject, view, unit_roundoff(torch.bfloat16))
     if still(subject) and plain.codes is not None and out.codes is not None:
         codes = torch.cat([plain.codes, out.codes])

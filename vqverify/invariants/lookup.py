@@ -55,12 +55,20 @@ def forward_bound(subject: Quantizer, view: View, u: float) -> Array:
 
 @invariant(
     "lookup.forward_is_code",
-    follows=("update.uses_old_codes",),
+    follows=(
+        "update.uses_old_codes",
+        "interface.no_grad_same",
+        "rotation.determinant",
+    ),
     source="000 §4.1; theory T14, T5",
     needs=("codes", "codebook", "estimator!=softmax|noise|other"),
     state="both",
     parts=both_modes,
-    mutants=("rotation_forward_unscaled", "stale_code", "quantise_after_update", "codes_off_by_one"),
+    mutants=(
+        "rotation_forward_unscaled",
+        "stale_code",
+        "quantise_after_update",
+    ),
     hint="the estimator must leave the value alone: q + J(z − sg z) does, and λRz does only with λ; the code comes from the "
     "codebook before the update.",
 )
@@ -109,6 +117,7 @@ def squared_distances(z: Array, book: Array) -> Array:
 
 @invariant(
     "lookup.nearest",
+    follows=("product.independent",),
     source="001 §2; theory T28",
     needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
     state="both",

@@ -20,7 +20,8 @@ from vqverify.quantizer import Quantized, Quantizer
     source="definition of a quantizer",
     needs=("codes", "estimator!=softmax|noise|other"),
     parts=both_modes,
-    mutants=("noise_after_index", "soft_mixture"),
+    mutants=("noise_after_index",),
+    follows=("fsq.bijection", "lfq.sign"),
     state="both",
     hint="everything after the index must be a function of the index: no noise, no mixture, and all levels in the index.",
 )

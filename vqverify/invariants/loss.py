@@ -10,7 +10,7 @@ import torch
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import array, roundoff, tiny, trait
+from vqverify.invariants.measure import array, roundoff, stream, tiny, trait
 from vqverify.invariants.residual import silenced
 from vqverify.invariants.weights import Measured, gradient_at, isolated, laws, measure, value, weighed, weight_argument
 from vqverify.quantizer import Quantized, Quantizer
@@ -37,7 +37,15 @@ def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
     needs=TERMS,
     parts=_weighted,
     corners=CORNERS,
-    follows=("residual.sum",),
+    follows=(
+        "residual.sum",
+        "interface.shapes",
+        "interface.device_moves",
+        "stochastic.hard",
+        "loss.stop_gradients",
+        "loss.duplication",
+        "loss.zero_at_codes",
+    ),
     mutants=(
         "loss_swapped",
         "loss_weights_exchanged",
@@ -287,14 +295,15 @@ def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
     corners=("single",),
     parts=_trains_applies,
     mutants=("loss_swapped_under_ema", "loss_half_lost"),
-    hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block.",
+    hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block; "
+    "beside codes that take no gradient, swapped stop-gradients (the commitment is |z − sg q|²) move nothing at all.",
 )
 def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Every loss moves something: the latents where there is a commitment weight.
 
     And every trainable parameter gets a gradient from some output, or the pass itself moves it.
     """
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = stream(case.seed)
     n = max(4 * subject.domain.dim + 16, subject.domain.min_n)
     books = subject.codebooks()
     size = float(books[0].abs().mean()) if books and books[0].shape[1] == subject.domain.dim else 1.0

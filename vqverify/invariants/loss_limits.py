@@ -132,7 +132,7 @@ def variance_bound(subject: Quantizer, case: Case) -> Iterator[Clause]:
     # of Σ|z − c|²: the sum, the differences, and a lookup that is nearest up to T28
     lost = (case.z.numel() + 32) * u * squares + 8 * u * np.sqrt(squares * reach) + 64 * u**2 * reach
     nearest = 2 * (z.shape[1] + 4) * u * float(((norms(z) + norms(array(mixed)).max()) ** 2).sum()) + 2e-8 * n
-    if squares < 2.0**-40 * reach or losses[0] <= 0:
+    if squares <= 2.0**-40 * reach or losses[0] <= 0:
         return  # nothing but rounding: the batch is its mean
     per_square = losses[0] / squares
     yield within(max(0.0, losses[1] - losses[0]), per_square * (2 * lost + nearest), "bound", _said(losses))

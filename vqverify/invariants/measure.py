@@ -45,6 +45,11 @@ def kept_within(dtype: torch.dtype, size: Array, dim: int) -> Array:
     return unit_roundoff(dtype) * size + 0.5 * np.sqrt(dim) * least
 
 
+def stream(seed: int) -> torch.Generator:
+    """Numbers that no layer was built with: torch.randn under a construction's seed would draw latents that are its codes."""
+    return torch.Generator().manual_seed(0x5EED2000 + seed)
+
+
 def array(rows: Tensor) -> Array:
     """Rows as float64 NumPy, detached."""
     return rows.detach().to("cpu", torch.float64).numpy()

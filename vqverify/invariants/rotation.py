@@ -154,7 +154,10 @@ def angle(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 @invariant(
     "rotation.norm",
-    follows=("honesty.traits[estimator]",),
+    follows=(
+        "honesty.traits[estimator]",
+        "estimator.detached",
+    ),
     source="000 A.3; theory T2",
     needs=NEEDS,
     mutants=("rotation_unscaled", "rotation_scale_inverted"),

@@ -12,7 +12,7 @@ from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.lookup import forward_bound
-from vqverify.invariants.measure import View, array, norms, roundoff, trait, views
+from vqverify.invariants.measure import View, array, norms, roundoff, stream, trait, views
 from vqverify.invariants.relaxation import code_axis_last, relaxed_weights, softmaxes
 from vqverify.quantizer import Quantized, Quantizer
 
@@ -153,7 +153,7 @@ def _relaxed(subject: Quantizer) -> tuple[str | None, ...]:
     books = subject.codebooks()
     if len(books) != 1 or books[0].shape[1] != subject.domain.dim:
         return ()
-    z = torch.randn(max(4, subject.domain.min_n), subject.domain.dim, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(max(4, subject.domain.min_n), subject.domain.dim, generator=stream(0))
     out = subject.forward(z.to(subject.domain.dtype), train=True)
     return (None,) if any(True for _ in relaxed_weights(out, len(books[0]))) else ()
 

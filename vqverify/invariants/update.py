@@ -307,7 +307,7 @@ def conserves(subject: Quantizer, case: Case) -> Iterator[Clause]:
     source="theory T17",
     needs=(*EMA, "decay", "replacement=none", "metric=euclidean"),
     state="both",
-    mutants=("ema_sum_for_mean", "ema_decay_swapped"),
+    mutants=("ema_sum_for_mean",),
     corners=("single", "unit", "parallel"),
     hint="a moved code lies between its old place and the mean of its latents; one that overshoots was moved by a sum.",
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import Array, array, norms, roundoff, tiny, trait
+from vqverify.invariants.measure import Array, array, norms, roundoff, stream, tiny, trait
 from vqverify.quantizer import Quantizer
 from vqverify.subject.capture import pull
 from vqverify.subject.layer import guarded
@@ -86,7 +86,7 @@ def _batch(subject: Quantizer, case: Case, number: int) -> Tensor:
     """Latents of the case's size, spread and shifted differently in each batch."""
     n = max(64, subject.domain.min_n)
     size = float(case.z.abs().max()) or 1.0
-    generator = torch.Generator().manual_seed(100 * case.seed + number)
+    generator = stream(100 * case.seed + number)
     z = size * (1 + number % 3) * torch.randn(n, subject.domain.dim, generator=generator) + size * (number % 2)
     return z.to(subject.domain.dtype)
 

@@ -116,11 +116,22 @@ def passes(subject: Quantizer, case: Case, step: int) -> Iterator[Pass]:
     before = subject.accumulators()
     out = subject.forward(case.z, train=True, seed=case.seed + step, trace=True)
     after, books = subject.accumulators(), subject.codebooks()
-    for view in views(out):
-        old, new = (states[view.index] if view.index < len(states) else None for states in (before, after))
+    found = list(views(out))
+    sharing = list(trait(subject, "sharing", range(len(books))))[: len(books)]
+    for first in dict.fromkeys(sharing):
+        mine = [view for view in found if view.index < len(sharing) and sharing[view.index] == first]
+        if len(mine) < sharing.count(first) or (len(mine) > 1 and trait(subject, "sharing_order") == "in turn"):
+            continue  # not located; or a level replaces what the next one uses
+        old, new = (states[first] if first < len(states) else None for states in (before, after))
         if (old is None) == bool(before):
-            continue  # levels that share accumulators
-        yield _pass(subject, view, old, new, array(books[view.index]))
+            continue
+        yield _pass(subject, _together(mine), old, new, array(books[first]))
+
+
+def _together(found: list[View]) -> View:
+    """Levels, or heads, that search one codebook in one pass, as one."""
+    z, q, k = (np.concatenate([getattr(view, name) for view in found]) for name in ("z", "q", "k"))
+    return replace(found[0], z=z, q=q, k=k)
 
 
 def _pass(subject: Quantizer, view: View, old: Accumulators | None, new: Accumulators | None, book: Array) -> Pass:

@@ -40,7 +40,7 @@ def distances_only(subject: Quantizer) -> tuple[str | None, ...]:
     parts=distances_only,
     corners=("on-code", "single", "tie", "parallel", "duplicates"),
     follows=("loss.gradients", "residual.sum"),
-    mutants=("codes_mean_per_code", "residual_first_loss_only"),
+    mutants=("codes_mean_per_code",),
     hint="the codebook loss is one mean over all latents: each code gets Σ (e − z) of its own latents, unused ones 0.",
 )
 def gradient_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:

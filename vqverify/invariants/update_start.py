@@ -10,7 +10,7 @@ import torch
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import array, norms, roundoff, tiny, trait
+from vqverify.invariants.measure import array, norms, roundoff, stream, tiny, trait
 from vqverify.invariants.update import EMA, divisor, stored
 from vqverify.quantizer import Quantizer
 
@@ -40,7 +40,7 @@ def first_batch(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Codes that the first batch initialises lie, after its step, between their first places and the means of their latents."""
     fresh = subject.build(warm=False)
     count, dim = subject.codebooks()[0].shape
-    z = torch.randn((CROWD * count, dim), generator=torch.Generator().manual_seed(case.seed)).to(subject.domain.dtype)
+    z = torch.randn((CROWD * count, dim), generator=stream(case.seed)).to(subject.domain.dtype)
     out = fresh.forward(z, train=True, seed=case.seed, grad=False)
     if out.codes is None or not fresh.accumulators():
         return

@@ -231,7 +231,11 @@ def laws(subject: Quantizer, found: Measured) -> Iterator[Law]:
     coefficients: dict[str, tuple[float | None, float | None]] = trait(subject, "loss_coefficients", {})
     factors = {"mean": 1 / (found.n * found.dim), "token-mean": 1 / found.n, "sum": 1.0, "batch-mean": 1.0}
     said = subject.claims.get("reduction")
-    names = [said.value] if said is not None and said.value in factors else list(factors)
+    names = (
+        [said.value]
+        if said is not None and said.value in factors
+        else _exchanged(subject, coefficients) or list(factors)
+    )
     for name in names:
         known = coefficients.get(name)
         a, b = (known[0] or 0.0, known[1] or 0.0) if known else (None, None)
@@ -245,6 +249,19 @@ def laws(subject: Quantizer, found: Measured) -> Iterator[Law]:
             yield law
             if found.levels > 1:  # the losses of the levels averaged, and not added up
                 yield replace(law, factor=law.factor / found.levels)
+
+
+def _exchanged(subject: Quantizer, coefficients: dict[str, tuple[float | None, float | None]]) -> list[str]:
+    """Reductions under which the declared commitment weight stands on the codebook's term, and 1 on the commitment.
+
+    Another reduction may excuse that, with a commitment weight that fits by chance (1/D is ¼ at D = 4); no right layer
+    looks so, unless its codebook weight is the square of its commitment weight.
+    """
+    claim = subject.claims.get("commitment_weight")
+    if claim is None or "codebook_weight" in subject.claims or claim.value == 1:
+        return []
+    near = {name: (a or 0.0, b or 0.0) for name, (a, b) in coefficients.items()}
+    return [name for name, pair in near.items() if np.allclose(pair, (1.0, claim.value), rtol=COARSE, atol=0)]
 
 
 def _fitted_weight(side: Side, factor: float) -> float | None:

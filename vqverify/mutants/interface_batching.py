@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "value_unscaled_in_train",
         f"{HERE}:UnscaledInTrain",
-        ("interface.train_eval_agree",),
+        ("interface.train_eval_agree", "lookup.forward_is_code", "rotation.norm"),
         "λ lost in train",
         SIZES,
         "rotation without rescale",
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "centres_by_batch",
         f"{HERE}:CentresByBatch",
-        ("interface.batch_independence",),
+        ("interface.batch_independence", "lookup.nearest"),
         "batch statistics in the lookup",
         SIZES,
         "systematic: wrong axis",
@@ -228,7 +228,7 @@ MUTANTS = (
     Mutant(
         "squeezes_single",
         f"{HERE}:SqueezesSingle",
-        ("interface.empty_and_single",),
+        ("interface.empty_and_single", "interface.runs"),
         "squeeze() of one latent",
         SIZES,
         "squeeze without an axis",

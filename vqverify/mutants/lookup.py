@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "noise_after_index",
         f"{HERE}:NoiseAfterIndex",
-        ("lookup.code_determines",),
+        ("lookup.code_determines", "interface.eval_deterministic"),
         "noise after the index",
         SIZES,
         "systematic",

@@ -126,7 +126,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "residual_attached_twice",
         f"{HERE}:AttachedTwice",
-        ("residual.gradient",),
+        ("residual.gradient", "estimator.no_bypass"),
         "straight-through around attached levels",
         STACK,
         "systematic: doubled path",

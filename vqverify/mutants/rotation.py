@@ -117,7 +117,7 @@ MUTANTS = (
     Mutant(
         "rotation_forward_unscaled",
         f"{HERE}:ForwardUnscaled",
-        ("lookup.forward_is_code",),
+        ("lookup.forward_is_code", "rotation.norm"),
         "λ left out of the value",
         SIZES,
         "the missing rescale of several re-implementations",

@@ -132,6 +132,27 @@ class BasisInclusive(ScalarLayer):
         return [math.prod(self.levels[: i + 1]) for i in range(len(self.levels))]
 
 
+class GradientScaled(ScalarLayer):
+    """The gradient of rounding is counted as 1.1."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """From z (…, D) to (z_q, codes)."""
+        bounded = self.bound(z)
+        grid = bounded.round()
+        return (1.1 * bounded + (grid - 1.1 * bounded).detach()) / (self._l // 2), self.index(grid.detach())
+
+
+class GradientWithoutH(ScalarLayer):
+    """Straight-through from tanh, the height h of the bound left out of the backward pass."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """From z (…, D) to (z_q, codes)."""
+        grid = self.bound(z).round().detach()
+        half = (self._l - 1) * (1 + self.eps) / 2
+        soft = (z + ((self._l % 2 == 0) * 0.5 / half).atanh()).tanh()
+        return soft + (grid / (self._l // 2) - soft).detach(), self.index(grid)
+
+
 class NoisyTrain(ScalarLayer):
     """Codes come after the noise of training, and run out of range."""
 
@@ -171,6 +192,22 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("fsq_level_too_many", f"{HERE}:LevelTooMany", FSQ, "L/2 for (L − 1)/2", LEVELS, "systematic: off by one"),
     Mutant(
         "fsq_level_lost", f"{HERE}:LevelLostScalar", FSQ, "outer levels out of reach", LEVELS, "systematic: sign of ε"
+    ),
+    Mutant(
+        "fsq_gradient_scaled",
+        f"{HERE}:GradientScaled",
+        ("fsq.gradient",),
+        "gradient of rounding counted as 1.1",
+        LEVELS,
+        "systematic: a factor",
+    ),
+    Mutant(
+        "fsq_gradient_without_h",
+        f"{HERE}:GradientWithoutH",
+        ("fsq.gradient",),
+        "gradient of tanh for that of h tanh",
+        LEVELS,
+        "systematic: a missing factor",
     ),
     Mutant(
         "fsq_index_bf16",

@@ -184,7 +184,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "mixture_in_eval",
         f"{HERE}:MixtureInEval",
-        ("stochastic.hard",),
+        ("stochastic.hard", "lookup.forward_is_code"),
         "a mixture of codes in eval",
         {"dim": 8, "codebook_size": 16},
         "soft-to-hard VQ left soft",
@@ -192,7 +192,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "gumbel_left_soft",
         f"{HERE}:LeftSoft",
-        ("stochastic.hard",),
+        ("stochastic.hard", "lookup.code_determines"),
         "hard=False beside codes",
         IMAGE,
         "F.gumbel_softmax's default",

@@ -168,7 +168,7 @@ MUTANTS = (
     Mutant(
         "ema_counts_in_half",
         f"{HERE}:CountsInHalf",
-        ("update.ema_law",),
+        ("update.ema_law", "update.empty_code_still"),
         "counts in bfloat16",
         SIZES,
         "EMA under autocast",
@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "ema_not_written_back",
         f"{HERE}:NotWrittenBack",
-        ("update.ema_law", "update.fixed_point"),
+        ("update.ema_law", "update.fixed_point", "update.empty_code_still"),
         "half of the step is written back",
         SIZES,
         "systematic",

@@ -37,7 +37,8 @@ def grouped(failed: Sequence[Result]) -> list[tuple[Result, list[Result]]]:
     ids = {result.invariant for result in failed}
     home: dict[str, str] = {}
     for result in failed:
-        home[result.invariant] = next((id_ for id_ in result.explained_by if id_ in ids), result.invariant)
+        causes = (cause.partition("[")[0] for cause in result.explained_by)  # a cause may be one case of a row
+        home[result.invariant] = next((id_ for id_ in causes if id_ in ids), result.invariant)
     groups: dict[str, list[Result]] = {}
     for result in failed:
         groups.setdefault(_root(result.invariant, home), []).append(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from vqverify.run import matrix
 from vqverify.run.request import Request, RequestError
 
 SOFT = ("limit", "hardening")
-KINDS = ("law", "contract", "limit", "hardening")
+ONE_IN = 20  # runs of a mutant, of which one may be at fault
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,15 @@ class Audit:
         return tuple(verdict for verdict in self.verdicts if verdict.fault)
 
     @property
+    def missed(self) -> tuple[str, ...]:
+        """Mutants at fault in more than one run in twenty."""
+        runs, faults = (Counter(verdict.mutant for verdict in some) for some in (self.verdicts, self.faults))
+        return tuple(name for name in faults if faults[name] > runs[name] // ONE_IN)
+
+    @property
     def exit_code(self) -> int:
         """0 if every mutant is rejected, by a row that names it and is listed first, and every row rejects one."""
-        return 1 if self.faults or self.idle else 0
+        return 1 if self.missed or self.idle else 0
 
     def kills(self) -> dict[str, tuple[str, ...]]:
         """Mutants that each row rejected."""
@@ -100,7 +107,7 @@ class Audit:
         verdicts = [asdict(verdict) | {"fault": verdict.fault} for verdict in self.verdicts]
         return {
             "format": 1, "vqverify": __version__, "environment": environment.describe(), "verdicts": verdicts,
-            "kills": self.kills(), "idle": self.idle, "exit_code": self.exit_code,
+            "kills": self.kills(), "idle": self.idle, "missed": self.missed, "exit_code": self.exit_code,
         }  # fmt: skip
 
 
@@ -122,24 +129,27 @@ def run(
     folder: Path,
     *,
     seeds: int = 1,
+    whole: bool = False,
     jobs: int = 1,
     timeout: float = 600.0,
     watch: Callable[[Verdict], None] = lambda _: None,
 ) -> Audit:
-    """Check every mutant against all rows, each in a process of its own.
+    """Check every mutant against all rows, each run in a process of its own.
 
     A mutant whose row is checked in longer profiles only is checked in that profile against the rows that name it.
 
     Args:
         wrong: what to try.
-        folder: for the reports.
-        seeds: runs of each mutant, with seeds 0, 1, …
+        folder: for the reports; what an earlier run left there is taken over.
+        seeds: runs of each mutant, with seeds 0, 1, …; those after the first check the rows that name it only, since what
+            one row finds depends on no other.
+        whole: check all rows under every seed, which shows what is listed first there.
         jobs: processes at a time.
         timeout: seconds for one run.
         watch: called with each verdict as it is reached.
     """
     verdicts: list[Verdict] = []
-    for request, members in _requests(wrong.values(), seeds):
+    for request, members in _requests(wrong.values(), seeds, whole=whole):
         asked = {member.name: (mutant, seed) for member, mutant, seed in members}
         for member, report in matrix.outcomes([m for m, *_ in members], request, folder, jobs, timeout):
             mutant, seed = asked[member.name]
@@ -152,17 +162,17 @@ def run(
     return replace(audit, idle=idle)
 
 
-def _requests(wrong: Iterable[Mutant], seeds: int) -> Iterator[tuple[Request, list[tuple[matrix.Member, Mutant, int]]]]:
-    """Mutants that one request serves, together."""
-    quick: list[tuple[matrix.Member, Mutant, int]] = []
+def _requests(
+    wrong: Iterable[Mutant], seeds: int, *, whole: bool
+) -> Iterator[tuple[Request, list[tuple[matrix.Member, Mutant, int]]]]:
+    """Runs that one request serves, together."""
+    served: dict[tuple[str, tuple[str, ...]], list[tuple[matrix.Member, Mutant, int]]] = {}
     for mutant in wrong:
-        trials = [(_member(mutant, seed), mutant, seed) for seed in range(seeds)]
-        if mutant.profile == "quick":
-            quick += trials
-        else:
-            yield Request(Spec(""), mutant.profile, mutant.names, fail_on=KINDS), trials
-    if quick:
-        yield Request(Spec(""), fail_on=KINDS), quick
+        for seed in range(seeds):
+            rows = mutant.names if mutant.profile != "quick" or (seed and not whole) else ()
+            served.setdefault((mutant.profile, rows), []).append((_member(mutant, seed), mutant, seed))
+    for (profile, rows), members in served.items():
+        yield Request(Spec(""), profile, rows, fail_on=words.KIND_ORDER), members
 
 
 def _member(mutant: Mutant, seed: int) -> matrix.Member:

@@ -32,6 +32,14 @@ from vqverify.subject.target import TargetError
 
 FIELDS = ("target", "kwargs", "claims", "adapter", "role", "dtype", "documented")
 AUTOSAVE = 2.0  # seconds between two writes of a report that grows: what a layer that kills its process leaves
+IMPORTS = (
+    __name__,
+    "vqverify.invariants",
+    "vqverify.subject",
+    "vqverify.discovery",
+    "vqverify.identify",
+    "scipy.stats",
+)
 REFUSED = (TargetError, ClaimError)  # the layer cannot be built, or was asked for in the wrong words: exit 2
 
 
@@ -120,7 +128,7 @@ def outcomes(
     Raises:
         Exception: what is not a layer's fault, as an unreadable file of expected failures.
     """
-    pool = ProcessPool(max_workers=workers, max_tasks=1, context=multiprocessing.get_context("spawn"))
+    pool = ProcessPool(max_workers=workers, max_tasks=1, context=_context())
     try:
         futures = {
             pool.schedule(
@@ -155,6 +163,15 @@ def outcomes(
     finally:
         pool.stop()
         pool.join()
+
+
+def _context() -> Any:
+    """How processes start: copies of one that has done nothing but the imports, where the system can; else anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTS))
+    return context
 
 
 def joined(parts: Sequence[Report], request: Request, members: Sequence[Member]) -> Report:
