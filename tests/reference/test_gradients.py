@@ -10,7 +10,9 @@ from vqverify.reference import (
     gradient_gap,
     hessian_gradient,
     hessian_loss,
+    layer_gaps,
     rotation_vjp,
+    straight_through,
 )
 
 
@@ -50,6 +52,24 @@ def test_rotation_gap_is_zero_for_a_radial_quadratic_at_equal_norms():
     q = q / q.norm(dim=1, keepdim=True) * z.norm(dim=1, keepdim=True)
     f = lambda x: 1.5 * x.square().sum()  # noqa: E731
     assert gradient_gap(f, z, rotation_vjp(z, q, exact_gradient(f, q))).max() < 1e-12
+
+
+def test_layer_gaps_are_those_of_the_encoders_weights():
+    f = quadratic()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    encoder = torch.nn.Linear(3, 4, dtype=torch.float64)
+    z = encoder(x)
+    _, q = points()
+    weights = [*encoder.parameters(), torch.ones(2, requires_grad=True)]
+    gaps = layer_gaps(f(z), f(straight_through(z, q)), weights)
+    difference = (exact_gradient(f, z) - exact_gradient(f, q)).detach()
+    expected = [(difference.T @ x).norm(), difference.sum(0).norm(), torch.zeros(())]
+    assert torch.allclose(gaps, torch.stack([e.double() for e in expected]))
+    assert layer_gaps(f(z), exact_loss(f, z, q), weights).max() < 1e-12
+    with pytest.raises(ValueError, match="plain must be a scalar"):
+        layer_gaps(z, f(z), weights)
+    with pytest.raises(ValueError, match="parameters must hold"):
+        layer_gaps(f(z), f(z), [])
 
 
 @pytest.mark.parametrize("loss", [hessian_loss, exact_loss])

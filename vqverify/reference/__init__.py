@@ -35,6 +35,7 @@ from vqverify.reference.gradients import (
     gradient_gap,
     hessian_gradient,
     hessian_loss,
+    layer_gaps,
 )
 from vqverify.reference.gumbel import GumbelVQ
 from vqverify.reference.initialise import Clusters, kmeans
@@ -96,6 +97,7 @@ __all__ = [
     "interpolated_loss",
     "kmeans",
     "laplace_counts",
+    "layer_gaps",
     "memoryless_update",
     "nearest_codes",
     "nearest_codes_lower_precision",

@@ -15,7 +15,7 @@ from vqverify.reference import _checks
 from vqverify.reference.estimators import straight_through
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -100,7 +100,30 @@ def gradient_gap(f: Task, z: Tensor, estimate: Tensor) -> Tensor:
     return torch.linalg.vector_norm(exact_gradient(f, z) - estimate, dim=-1)
 
 
-def _scalar(value: Tensor) -> Tensor:
+def layer_gaps(plain: Tensor, quantized: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Return |g⁽ˡ⁾ - ĝ⁽ˡ⁾| for each parameter l of the encoder (L,): the gap as the encoder's weights see it.
+
+    g is the gradient of the task loss without quantization, ĝ that with it. Huh et al. 2023, A.3, report
+    ``gaps.square().sum()`` over the layers; their eq. 14 has the norm unsquared.
+
+    Args:
+        plain: L(G(z)), a scalar whose graph reaches the parameters.
+        quantized: L(G(z_q)), likewise, z_q from an estimator.
+        parameters: weights of the encoder; one that a loss does not reach has gradient 0. The graphs are kept.
+
+    Raises:
+        ValueError: if a loss is no scalar, or there is no parameter.
+    """
+    weights = list(parameters)
+    if not weights:
+        raise ValueError("parameters must hold at least one tensor; there was none")
+    losses = _scalar(plain, "plain"), _scalar(quantized, "quantized")
+    exact, received = (torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True) for loss in losses)
+    return torch.stack([torch.linalg.vector_norm(a - b) for a, b in zip(exact, received, strict=True)])
+
+
+def _scalar(value: Tensor, name: str = "f") -> Tensor:
     if value.numel() != 1:
-        raise ValueError(f"f must return a scalar tensor, the task loss; its shape was {tuple(value.shape)}")
+        must = "return" if name == "f" else "be"
+        raise ValueError(f"{name} must {must} a scalar tensor, the task loss; its shape was {tuple(value.shape)}")
     return value

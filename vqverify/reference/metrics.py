@@ -13,7 +13,7 @@ import torch
 
 from vqverify.reference import _checks
 from vqverify.reference.codebooks import all_reduce_sum
-from vqverify.reference.gradients import gradient_gap
+from vqverify.reference.gradients import gradient_gap, layer_gaps
 from vqverify.reference.lookup import nearest_codes
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "frechet_distance",
     "gradient_gap",
     "inception_score",
+    "layer_gaps",
     "perplexity",
     "psnr",
     "quantization_error",
