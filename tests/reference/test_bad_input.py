@@ -160,6 +160,9 @@ def test_latents_of_another_dtype_than_the_module(name, dtype):
         ("learning", {"learning": "sgd"}),
         ("initialisation", {"initialisation": "zeros"}),
         ("affine", {"affine": "both"}),
+        ("commitment_weight", {"commitment_weight": -1}),
+        ("smoothing", {"smoothing": float("inf")}),
+        ("smoothing", {"smoothing": 1e-5, "metric": "cosine"}),
     ],
 )
 def test_arguments_of_the_layer_are_named(name, kwargs):

@@ -163,6 +163,20 @@ def test_compiled_rotation_keeps_the_conventions():
     assert torch.allclose(received, rotation_vjp(z, q, g), atol=1e-5)
 
 
+def _model():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 4), VectorQuantizer(4, 8, decay=0.5))
+
+
+def _train(model, batches):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for batch in batches:
+        out = model(batch)
+        (out.z_q.square().mean() + out.loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def _half_batch(rank, world, folder, z, results):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
@@ -170,7 +184,10 @@ def _half_batch(rank, world, folder, z, results):
     torch.manual_seed(rank)
     for batch in z:
         layer(batch.chunk(world)[rank])
-    results.put((rank, {name: value.numpy() for name, value in layer.state_dict().items()}))
+    model = nn.parallel.DistributedDataParallel(_model())
+    _train(model, [batch.chunk(world)[rank] for batch in z])
+    state = layer.state_dict() | model.module.state_dict()
+    results.put((rank, {name: value.numpy() for name, value in state.items()}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -189,7 +206,7 @@ def test_decode_compiles():
 def test_two_processes_end_where_one_does(tmp_path):
     torch.manual_seed(0)
     single = VectorQuantizer(4, 8)
-    z = torch.randn(1, 20, 4)
+    z = torch.randn(2, 60, 4)
     context = torch.multiprocessing.get_context("spawn")
     results = context.Queue()
     workers = [context.Process(target=_half_batch, args=(rank, 2, str(tmp_path), z, results)) for rank in range(2)]
@@ -201,7 +218,9 @@ def test_two_processes_end_where_one_does(tmp_path):
         assert worker.exitcode == 0
     for batch in z:
         single(batch)
-    for name, value in single.state_dict().items():
-        assert torch.allclose(torch.from_numpy(states[0][name]), value, atol=1e-6)
+    model = _model()
+    _train(model, z)
+    for name, value in (single.state_dict() | model.state_dict()).items():
+        assert torch.allclose(torch.from_numpy(states[0][name]), value, atol=1e-6), name
     for name in states[0]:
         assert (states[0][name] == states[1][name]).all()

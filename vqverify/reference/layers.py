@@ -37,6 +37,10 @@ class VectorQuantizer(nn.Module):
     codebook before the step; under activation checkpointing the second run of a pass uses that codebook again
     and moves nothing (one pass between backwards, then). Eval mode changes nothing.
 
+    A pass without latents (N = 0, or all of them masked) has loss 0; in train mode it is the step of a batch in which no
+    code was used. K = 1 and D = 1 are sizes as any other, but in one dimension there are no directions: no
+    ``metric="cosine"``, and the rotation of opposite signs is the identity (T6).
+
     Construction draws the codes from the global generator. A pass draws from it only if ``temperature`` >
     0, a code is replaced, or k-means starts: all in train mode.
 
