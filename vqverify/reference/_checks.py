@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -20,9 +21,9 @@ def positive_int(name: str, value: object, at_least: int = 1) -> int:
     Raises:
         ValueError: if it is not; a bool is no int here.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < at_least:
         raise ValueError(f"{name} must be an int of at least {at_least}; it was {value!r}")
-    return value
+    return int(value)
 
 
 def number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> float:
@@ -31,10 +32,22 @@ def number(name: str, value: object, low: float = 0.0, high: float = float("inf"
     Raises:
         ValueError: if it is no number, NaN, infinite, or outside.
     """
-    ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not ok or not low <= value < float("inf") or value > high:  # pyright: ignore[reportOperatorIssue]
+    found = float(value) if isinstance(value, Real) and value is not True and value is not False else float("nan")
+    if not low <= found < float("inf") or found > high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; it was {value!r}")
-    return float(value)  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def directed(name: str, dim: int) -> None:
+    """Check that there are directions in ``dim`` dimensions.
+
+    Raises:
+        ValueError: if there is one dimension.
+    """
+    if dim == 1:
+        raise ValueError(
+            f"{name} must be at least 2 with metric='cosine': the direction of one number is its sign; it was 1"
+        )
 
 
 def positive_number(name: str, value: object) -> float:
@@ -64,11 +77,13 @@ def latents(name: str, value: object, dim: int | None, axis: int = -1) -> None:
     """Check that ``value`` is a floating-point tensor with ``dim`` entries along ``axis``.
 
     Raises:
-        TypeError: if it is no tensor, or not of a real floating-point dtype.
+        TypeError: if it is no dense tensor, or not of a real floating-point dtype.
         ValueError: if its shape does not fit.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor; it was a {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; its layout was {value.layout}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype; it was {value.dtype}")
     if dim is not None and (value.ndim < (axis if axis >= 0 else -axis) + (axis >= 0) or value.shape[axis] != dim):
@@ -141,6 +156,20 @@ def code_indices(codes: object, size: int) -> Tensor:
             f"codes must lie in [0, {size}) (or be -1: dropped); they were in [{wide.min()}, {wide.max()}]"
         )
     return wide
+
+
+def parts(codes: object, least: int, most: int, called: str) -> None:
+    """Check that ``codes`` is a tensor with so many levels, or groups, along its last axis.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if its last axis does not fit.
+    """
+    if not isinstance(codes, torch.Tensor):
+        raise TypeError(f"codes must be a tensor of an integer dtype; it was {type(codes).__name__}")
+    if codes.ndim == 0 or not least <= codes.shape[-1] <= most:
+        count = f"{least} to {most}" if least < most else most
+        raise ValueError(f"codes must have {count} {called} along the last axis; its shape was {tuple(codes.shape)}")
 
 
 def mask(value: object, shape: tuple[int, ...], name: str = "mask") -> None:

@@ -130,17 +130,24 @@ class MomentAffine(nn.Module):
         self.seen.add_(1)
 
 
-def as_affine(value: str | LearnableAffine | MomentAffine, dim: int) -> LearnableAffine | MomentAffine | None:
+def as_affine(
+    value: str | LearnableAffine | MomentAffine, dim: int, size: int
+) -> LearnableAffine | MomentAffine | None:
     """Return the map of a name (``"none"``, ``"learnable"``, ``"moments"``), or the map that was given.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the map is not for codes (``size``, ``dim``).
     """
-    if not isinstance(value, str):
-        return value
-    table = {"none": None, "learnable": LearnableAffine, "moments": MomentAffine}
-    build = _checks.choice("affine", value, table)
-    return build(dim) if build else None
+    if not isinstance(value, LearnableAffine | MomentAffine):
+        table = {"none": None, "learnable": LearnableAffine, "moments": MomentAffine}
+        build = _checks.choice("affine", value, table)
+        return build(dim) if build else None
+    found = (value.bias if isinstance(value, LearnableAffine) else value.mean).shape[-1]
+    if found != dim:
+        raise ValueError(f"affine must be a map of dim {dim}; its dim was {found}")
+    if size % value.groups:
+        raise ValueError(f"affine must have groups that divide the number of codes, {size}; they were {value.groups}")
+    return value
 
 
 def _in_groups(codebook: Tensor, groups: int) -> Tensor:

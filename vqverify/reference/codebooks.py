@@ -47,9 +47,10 @@ def code_statistics(z: Tensor, codes: Tensor, size: int, *, masked: bool = False
         TypeError: if the codes have no integer dtype.
         ValueError: on a shape that does not fit, or a code out of range.
     """
+    _checks.latents("z", z, None)
+    codes = _checks.code_indices(codes, _checks.positive_int("size", size))
     if codes.shape != z.shape[:1] or z.ndim != 2:
         raise ValueError(f"z and codes must be (N, D) and (N,); they were {tuple(z.shape)} and {tuple(codes.shape)}")
-    codes = _checks.code_indices(codes, _checks.positive_int("size", size))
     if not masked and len(codes) and int(codes.min()) < 0:
         raise ValueError("codes must be at least 0 unless masked=True; there were some of -1")
     wide = torch.promote_types(z.dtype, torch.float32)

@@ -114,7 +114,7 @@ class VectorQuantizer(nn.Module):
         self.temperature = _checks.number("temperature", temperature)
         self.synchronized = _checks.number("synchronized", synchronized)
         self.learner = Learner(learning, decay, smoothing, self.cosine, as_replacement(replacement))
-        self.affine = as_affine(affine, dim)
+        self.affine = as_affine(affine, dim, codebook_size)
         self._require_sense(codebook_weight)
         codes = initial_codes(initialisation, codebook_size, dim)
         codes = directions(codes) if self.cosine else codes
@@ -177,6 +177,7 @@ class VectorQuantizer(nn.Module):
         if self.learner.rule == "gradient":
             loss = loss + self.codebook_weight * codebook_loss(anchor, q, mask, reduction=self.reduction)
         z_q = self.estimator(latents, q)
+        _checks.same_shape("the result of estimator", z_q, "z", latents)
         if self.synchronized:
             z_q = synchronize(z_q, q, self.synchronized)
         out = leave(z_q, codes, loss, mask, channel_first=False)
@@ -248,10 +249,8 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"synchronized must be 0 with learning={rule!r}: the codes take no gradient")
         if self.affine is not None and rule != "gradient":
             raise ValueError(f"affine must be 'none' with learning={rule!r}: the codes take no gradient")
-        if self.cosine and self.dim == 1:
-            raise ValueError(
-                "dim must be at least 2 with metric='cosine': the direction of one number is its sign; it was 1"
-            )
+        if self.cosine:
+            _checks.directed("dim", self.dim)
         if self.affine is not None and self.cosine:
             raise ValueError("affine must be 'none' with metric='cosine': codes would leave the sphere")
 

@@ -58,25 +58,35 @@ def perplexity(counts: Tensor) -> Tensor:
     """Return exp H of the frequencies, H in nats, a float64 scalar; NaN where nothing was counted (T31).
 
     1 ≤ perplexity ≤ number of active codes, which it reaches for uniform use.
+
+    Raises:
+        TypeError: if ``counts`` is no tensor.
+        ValueError: if it is not (K,), or holds what is no count.
     """
-    p = counts.double() / counts.sum()
+    n = _counted(counts)
+    p = n / n.sum()
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
 def active_codes(counts: Tensor) -> int:
-    """Return the number of codes in use."""
-    return int((counts > 0).sum())
+    """Return the number of codes in use; errors are those of :func:`perplexity`."""
+    return int((_counted(counts) > 0).sum())
 
 
 def usage(counts: Tensor) -> float:
-    """Return the share of the codes in use, in [0, 1].
-
-    Raises:
-        ValueError: if ``counts`` is empty.
-    """
-    if not len(counts):
-        raise ValueError("counts must hold at least one code; it was empty")
+    """Return the share of the codes in use, in [0, 1]; errors are those of :func:`perplexity`."""
     return active_codes(counts) / len(counts)
+
+
+def _counted(counts: object) -> Tensor:
+    if not isinstance(counts, torch.Tensor):
+        raise TypeError(f"counts must be a tensor; it was a {type(counts).__name__}")
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"counts must have shape (K,), K at least 1; it was {tuple(counts.shape)}")
+    n = counts.double()
+    if not bool((n.isfinite() & (n >= 0)).all()):
+        raise ValueError(f"counts must be finite and at least 0; they were in [{n.min()}, {n.max()}]")
+    return n
 
 
 def quantization_error(z: Tensor, q: Tensor) -> Tensor:

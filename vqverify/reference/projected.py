@@ -47,6 +47,7 @@ class ProjectedCosineVQ(nn.Module):
         self.dim = _checks.positive_int("dim", dim)
         self.channel_first = channel_first
         width = _checks.positive_int("codebook_dim", codebook_dim)
+        _checks.directed("codebook_dim", width)
         self.project_in = nn.Linear(dim, width)
         self.quantizer = VectorQuantizer(
             width,

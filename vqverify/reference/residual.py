@@ -101,11 +101,7 @@ class ResidualVQ(nn.Module):
             TypeError: if ``codes`` has no integer dtype.
             ValueError: if there are more levels than the stack has, or a code is out of range.
         """
-        if codes.ndim == 0 or not 1 <= codes.shape[-1] <= self.num_quantizers:
-            raise ValueError(
-                f"codes must have 1 to {self.num_quantizers} levels along the last axis; its shape was "
-                f"{tuple(codes.shape)}"
-            )
+        _checks.parts(codes, 1, self.num_quantizers, "levels")
         levels = cast("Iterable[VectorQuantizer]", self.levels)
         parts = [level.decode(c) for level, c in zip(levels, codes.unbind(-1), strict=False)]
         z_q = parts[0]

@@ -46,7 +46,7 @@ class FSQ(nn.Module):
             ValueError: if there is no level, one is below 2 or above 1000, or their product exceeds 2⁶³ - 1.
         """
         super().__init__()
-        if isinstance(levels, str) or not len(levels):
+        if isinstance(levels, str) or not hasattr(levels, "__len__") or not len(levels):
             raise ValueError(f"levels must be a list of at least one int; it was {levels!r}")
         sizes = [_checks.positive_int("levels[...]", size, at_least=2) for size in levels]
         if max(sizes) > 1000:

@@ -53,6 +53,8 @@ class GroupedVQ(nn.Module):
         self.num_groups = _checks.positive_int("num_groups", num_groups)
         if dim % num_groups:
             raise ValueError(f"num_groups must divide dim, {dim}; it was {num_groups}")
+        if metric == "cosine":
+            _checks.directed("dim / num_groups", dim // num_groups)
         self.codebook_size = codebook_size
         self.channel_first = channel_first
         self.groups = nn.ModuleList(
@@ -96,9 +98,7 @@ class GroupedVQ(nn.Module):
             TypeError: if ``codes`` has no integer dtype.
             ValueError: if the last axis is not G, or a code is out of range.
         """
-        if codes.ndim == 0 or codes.shape[-1] != self.num_groups:
-            was = tuple(codes.shape)
-            raise ValueError(f"codes must have {self.num_groups} groups along the last axis; it was {was}")
+        _checks.parts(codes, self.num_groups, self.num_groups, "groups")
         groups = cast("Iterable[VectorQuantizer]", self.groups)
         z_q = torch.cat([group.decode(c) for group, c in zip(groups, codes.unbind(-1), strict=True)], -1)
         return z_q.movedim(-1, 1) if self.channel_first else z_q
