@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 Work = Callable[[], object]
 Samples = dict[str, list[float]]
@@ -30,7 +31,9 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
-def samples(work: Mapping[str, Work], *, device: str = "cpu", budget: float = 1.0, most: int = 60) -> Samples:
+def samples(
+    work: Mapping[str, Work], *, device: str = "cpu", budget: float = 1.0, most: int = 60, cpu: bool = False
+) -> Samples:
     """Return seconds of single calls of each, over rounds that rotate the order.
 
     Args:
@@ -38,10 +41,12 @@ def samples(work: Mapping[str, Work], *, device: str = "cpu", budget: float = 1.
         device: ``"cuda"`` measures by events, after a warm-up and with synchronisation at the end.
         budget: seconds after which no further round begins; there are three rounds at least.
         most: rounds at most.
+        cpu: time of the processor and not of the clock: what else runs on the machine then counts little. Of use on one
+            thread alone.
     """
     names = list(work)
     taken: Samples = {name: [] for name in names}
-    timed = _cuda_times if device == "cuda" else _cpu_times
+    timed = _cuda_times if device == "cuda" else partial(_cpu_times, time.process_time if cpu else time.perf_counter)
     first = timed([work[name] for name in names])
     if device == "cuda":
         for _ in range(10):
@@ -67,12 +72,12 @@ def samples(work: Mapping[str, Work], *, device: str = "cpu", budget: float = 1.
     return taken
 
 
-def _cpu_times(calls: list[Work]) -> list[float]:
+def _cpu_times(clock: Callable[[], float], calls: list[Work]) -> list[float]:
     out = []
     for call in calls:
-        start = time.perf_counter()
+        start = clock()
         call()
-        out.append(time.perf_counter() - start)
+        out.append(clock() - start)
     return out
 
 
@@ -93,11 +98,13 @@ def paired(taken: Samples, name: str, base: str) -> float:
     return statistics.median(a / b for a, b in zip(taken[name], taken[base], strict=True))
 
 
-def ratios(work: Mapping[str, Work], base: str, *, runs: int = 5, budget: float = 1.0) -> dict[str, Ratio]:
+def ratios(
+    work: Mapping[str, Work], base: str, *, runs: int = 5, budget: float = 1.0, cpu: bool = False
+) -> dict[str, Ratio]:
     """Return each one's time over that of ``base``: median and extremes of ``runs`` paired medians."""
     found: dict[str, list[float]] = {name: [] for name in work if name != base}
     for _ in range(runs):
-        taken = samples(work, budget=budget)
+        taken = samples(work, budget=budget, cpu=cpu)
         for name, values in found.items():
             values.append(paired(taken, name, base))
     return {name: Ratio(statistics.median(values), min(values), max(values)) for name, values in found.items()}

@@ -1,13 +1,14 @@
 """Tables of ratios, as Markdown: `python -m benchmarks.ratios [TABLE]...`.
 
-One thread unless `--threads` says otherwise. A cell is the median of five runs with the extremes; a run is the median
-ratio of interleaved calls.
+One thread, and its time on the processor, unless `--threads` says otherwise. A cell is the median of five runs with the
+extremes; a run is the median ratio of interleaved calls.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping
 
 import torch
 
@@ -33,7 +34,7 @@ def lookup(args: argparse.Namespace) -> None:
         work = {"ours": lambda z=z, codes=codes: _cases.ours(z, codes), **bases}
         collected: dict[str, list[float]] = {name: [] for name in bases}
         for _ in range(args.runs):
-            taken = _measure.samples(work, most=15)
+            taken = _measure.samples(work, cpu=args.threads == 1)
             for name, values in collected.items():
                 values.append(_measure.paired(taken, "ours", name))
         for name, values in collected.items():
@@ -65,7 +66,7 @@ def others(args: argparse.Namespace) -> None:
             work["vqp"] = torch.no_grad()(lambda z=z, theirs=theirs: theirs.eval()(z))
         if search:
             work["faiss"] = lambda z=z, search=search: search(z)
-        cells = _measure.ratios(work, "ours", runs=args.runs)
+        cells = _measure.ratios(work, "ours", runs=args.runs, cpu=args.threads == 1)
         print(
             f"| {n},{k},{d} | " + " | ".join(str(cells.get(c, "-")) for c in ("cdist", "addmm", "vqp", "faiss")) + " |",
             flush=True,
@@ -76,7 +77,8 @@ def estimators(args: argparse.Namespace) -> None:
     print("\n## Rotation estimator, forward and backward, ratio to z + (q - z).detach()\n")
     print("| N,D | rotation |\n|---|---|")
     for n, d in ((65536, 64), (16384, 256), (65536, 128), (65536, 8), (4096, 64)):
-        found = _measure.ratios(estimator.work(Case(n, 1, d, "rotation")), "plain", runs=args.runs)
+        work = estimator.work(Case(n, 1, d, "rotation"))
+        found = _measure.ratios(work, "plain", runs=args.runs, cpu=args.threads == 1)
         print(f"| {n},{d} | {found['ours']} |", flush=True)
 
 
@@ -87,7 +89,7 @@ def layers(args: argparse.Namespace) -> None:
         work = layer.work(Case(n, k, d, "rotation"))
         names = ("straight-through", "vector-quantize-pytorch")
         cells = [
-            str(_measure.ratios({"ours": work["ours"], name: work[name]}, name, runs=args.runs)["ours"])
+            str(_measure.ratios(_pair(work, name), name, runs=args.runs, cpu=args.threads == 1)["ours"])
             if name in work
             else "-"
             for name in names
@@ -95,11 +97,16 @@ def layers(args: argparse.Namespace) -> None:
         print(f"| {n},{k},{d} | " + " | ".join(cells) + " |", flush=True)
 
 
+def _pair(work: Mapping[str, _measure.Work], name: str) -> dict[str, _measure.Work]:
+    return {key: work[key] for key in ("ours", name)}
+
+
 def updates(args: argparse.Namespace) -> None:
     print("\n## EMA statistics, time of the one-hot product over ours\n")
     print("| N,K,D | one-hot |\n|---|---|")
     for n, k, d in ((4096, 1024, 64), (4096, 1024, 8), (16384, 1024, 64)):
-        found = _measure.ratios(update.work(Case(n, k, d, "statistics")), "ours", runs=args.runs)
+        work = update.work(Case(n, k, d, "statistics"))
+        found = _measure.ratios(work, "ours", runs=args.runs, cpu=args.threads == 1)
         print(f"| {n},{k},{d} | {found['one-hot']} |", flush=True)
 
 
