@@ -117,7 +117,11 @@ def _observable(subject: Quantizer) -> tuple[str | None, ...]:
 
 @invariant(
     "gap.zero_quantisation",
-    follows=("estimator.jacobian", "honesty.traits[estimator]"),
+    follows=(
+        "estimator.jacobian",
+        "honesty.traits[estimator]",
+        "gap.exact",
+    ),
     source="theory T13",
     needs=("estimator=straight-through|rotation|hessian|exact", "codebook"),
     parts=_observable,

@@ -117,7 +117,10 @@ def squared_distances(z: Array, book: Array) -> Array:
 
 @invariant(
     "lookup.nearest",
-    follows=("product.independent",),
+    follows=(
+        "product.independent",
+        "lookup.cosine_sphere",
+    ),
     source="001 §2; theory T28",
     needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
     state="both",

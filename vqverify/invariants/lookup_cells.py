@@ -32,7 +32,11 @@ from vqverify.quantizer import Quantizer
 
 @invariant(
     "lookup.codes_are_fixed_points",
-    follows=("lookup.nearest",),
+    follows=(
+        "lookup.nearest",
+        "lookup.cosine_scale_free",
+        "lookup.cosine_sphere",
+    ),
     source="theory T27",
     corners=("single",),
     needs=("codes", "codebook", "levels", "deterministic", "structure=plain", "metric=euclidean|cosine"),

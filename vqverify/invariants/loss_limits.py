@@ -104,7 +104,12 @@ def _bounded(subject: Quantizer) -> tuple[str | None, ...]:
     parts=_bounded,
     corners=("single", "unit", "generic"),
     mutants=("loss_over_all_codes", "loss_misaligned"),
-    follows=("loss.value", "lookup.nearest"),
+    follows=(
+        "loss.value",
+        "lookup.nearest",
+        "update.gradient_codes",
+        "update.alternating",
+    ),
     hint="the distance to the nearest code is the least of all distances: a mean over the codes, or a code of another "
     "index, is above what the mean of the batch alone would cost.",
 )

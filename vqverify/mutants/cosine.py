@@ -125,7 +125,7 @@ MUTANTS = (
     Mutant(
         "cosine_by_distance_unprojected",
         f"{HERE}:ByDistance",
-        ("lookup.cosine_scale_free",),
+        ("lookup.cosine_scale_free", "lookup.nearest"),
         "latents compared before they are normalised",
         SIZES,
         "normalised on one side only",

@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "codes_without_estimator",
         f"{HERE}:NoEstimator",
-        ("estimator.reaches",),
+        ("estimator.reaches", "estimator.no_codebook_leak"),
         "no estimator",
         IMAGE,
         "systematic: the estimator left out",

@@ -89,7 +89,7 @@ MUTANTS = (
     Mutant(
         "lookup_biased_by_index",
         f"{HERE}:BiasedByIndex",
-        ("lookup.equivariance",),
+        ("lookup.equivariance", "lookup.nearest"),
         "a ramp on the distances",
         SIZES,
         "systematic: a tie-break that breaks more than ties; theory T27",
@@ -97,7 +97,7 @@ MUTANTS = (
     Mutant(
         "lookup_rounds_distances",
         f"{HERE}:RoundsDistances",
-        ("lookup.equivariance",),
+        ("lookup.equivariance", "lookup.nearest"),
         "distances rounded to two decimals",
         SIZES,
         "systematic: an absolute tolerance; theory T27",

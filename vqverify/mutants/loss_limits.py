@@ -98,7 +98,7 @@ MUTANTS = (
     Mutant(
         "loss_over_all_codes",
         f"{HERE}:OverAllCodes",
-        ("loss.variance_bound",),
+        ("loss.variance_bound", "loss.gradients"),
         "mean over the codes for their minimum",
         SIZES,
         "systematic: averaged; theory T33",
@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant(
         "loss_misaligned",
         f"{HERE}:Misaligned",
-        ("loss.variance_bound",),
+        ("loss.variance_bound", "loss.gradients"),
         "the loss meets the neighbour's code",
         IMAGE,
         "systematic: order of axes when flattening",

@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant(
         "residual_squashed",
         f"{HERE}:Squashed",
-        ("residual.distortion",),
+        ("residual.distortion", "lookup.nearest"),
         "later levels search the tanh of their residual",
         {"dim": 8, "codebook_size": 16, "num_quantizers": 3},
         "systematic: domain of the first level taken for all",
@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant(
         "residual_grid_squashed",
         f"{HERE}:GridSquashed",
-        ("residual.distortion",),
+        ("residual.distortion", "residual.gradient"),
         "FSQ's bound applied at every level",
         {"levels": [5, 5, 5], "num_quantizers": 3},
         "vector-quantize-pytorch's ResidualFSQ before residuals were bounded once; domain mismatch between levels",

@@ -165,7 +165,7 @@ MUTANTS = (
     Mutant(
         "inner_reaches_latents",
         f"{HERE}:ReachesLatents",
-        ("update.alternating",),
+        ("update.alternating", "interface.input_unchanged"),
         "the inner backward reaches the encoder",
         INNER,
         "theory T24: leaking gradients between blocks",
