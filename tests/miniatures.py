@@ -5,6 +5,8 @@ import os
 import torch
 from torch import nn
 
+from vqverify.mutants.base import EmaLayer
+
 
 class Right(nn.Module):
     """Nearest code, straight-through, loss of VQ-VAE: nothing is wrong."""
@@ -97,3 +99,10 @@ class Dies(Right):
         if self.at_once or not z.any():
             os._exit(7)
         return super().forward(z)
+
+
+class LastOfEqual(EmaLayer):
+    """Takes the last of equally near codes, where its parent takes the first."""
+
+    def lookup(self, flat):
+        return len(self.table) - 1 - torch.cdist(flat, self.table).flip(1).argmin(1)

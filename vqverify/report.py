@@ -84,7 +84,7 @@ class SubjectReport:
     documented: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """A run: format 1. Readers ignore unknown keys, so that adding one keeps the format."""
 
@@ -108,6 +108,15 @@ class Report:
         codes = {subject.exit_code for subject in self.subjects}
         return next((code for code in (2, 1, 3) if code in codes), 0)
 
+    def __repr__(self) -> str:
+        """One line: what was checked, and how many rows came to what."""
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count)
+        return f"<Report on {', '.join(subject.name for subject in self.subjects)}: {counts}>"
+
+    def __str__(self) -> str:
+        """What `print` shows: for each subject its counts and a line a failure; `vqverify report FILE` has the rest."""
+        return "\n".join(line for subject in self.subjects for line in _lines(subject))
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain data, keys as in the contract."""
         return {
@@ -121,6 +130,17 @@ class Report:
             "exit_code": self.exit_code,
             "witnesses": dict(self.witnesses),
         }
+
+
+def _lines(subject: SubjectReport) -> Iterator[str]:
+    counts = Counter(result.status for result in subject.results)
+    shown = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    yield f"{subject.name}: {shown} (exit {subject.exit_code})"
+    for result in subject.results:
+        if result.status in {"failed", "fixed", "error"}:
+            case = f"[{result.case}]" if result.case else ""
+            label = f" {result.label}" if result.label else ""
+            yield f"  {result.status} {result.invariant}{case}{label}: {result.message or result.reason or ''}"
 
 
 def _subject(subject: SubjectReport) -> dict[str, Any]:

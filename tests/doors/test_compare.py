@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import venv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from vqverify.case import Case
 from vqverify.cli import group, run
+from vqverify.mutant import mutants
+from vqverify.quantizer import Spec
+from vqverify.run.compare import again
+from vqverify.run.observed import Here
+from vqverify.subject import open_subject
 
 REFERENCE = "vqverify.reference:VectorQuantizer"
 SIZES = ["--kw", "dim=3", "--kw", "codebook_size=4"]
 THIRD_PARTY = "vector_quantize_pytorch:VectorQuantize"
-ALIKE = ["--kw-a", "decay=0.8", "--kw-a", "commitment_weight=1.0"]
+ALIKE = ["--kw-a", "decay=0.8", "--kw-a", "commitment_weight=1.0", "--kw-a", "smoothing=1e-5"]
+EARLY = "vqverify.mutants.base:EmaLayer"
+LATE = f"{Path(__file__).parents[1] / 'miniatures.py'}:LastOfEqual"
 
 
 def compared(*words: str, to: Path | None = None) -> tuple[int, str]:
@@ -55,12 +67,32 @@ def test_another_decay_is_another_state() -> None:
     assert "state in train" in said
 
 
-def test_another_library() -> None:
-    code, said = compared(REFERENCE, THIRD_PARTY, *ALIKE, "--only", "value,codes,gradient")
-    assert code in {0, 1}, said
-    if code == 1:  # eval passes of that library have no gradient: the only thing in which they differ
-        assert "gradient in eval" in said
-        assert "gradient in train" not in said
+def test_another_library(tmp_path: Path) -> None:
+    """A training step of the reference is one of vector-quantize-pytorch; in eval that gives no loss and no gradient."""
+    code, said = compared(REFERENCE, THIRD_PARTY, *ALIKE, to=tmp_path / "found.json")
+    assert code == 1, said
+    found = json.loads((tmp_path / "found.json").read_text())
+    differ = {(one["mode"], one["label"]) for one in found["differences"]}
+    assert differ == {("eval", "gradient"), ("eval", "loss"), ("eval", "loss gradient")}
+    assert set(found["deviations"]) == {"value", "gradient", "state", "loss"}
+
+
+def test_another_library_differs_where_it_is_told_to(tmp_path: Path) -> None:
+    code, said = compared(REFERENCE, THIRD_PARTY, *ALIKE, "--kw-b", "rotation_trick=false", to=tmp_path / "found.json")
+    assert code == 1, said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert ("train", "gradient") in {(one["mode"], one["label"]) for one in found["differences"]}
+
+
+def test_a_step_with_equally_near_codes_is_no_difference() -> None:
+    """Whichever of two equally near codes a step of the history took, what follows from it is not judged."""
+    farthest = mutants()["argmax_lookup"].target
+    a, late, wrong = (open_subject(Spec(target, {"dim": 2, "codebook_size": 4})) for target in (EARLY, LATE, farthest))
+    books = (torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 9.0], [0.0, -9.0]]),)
+    tie, clear = torch.zeros(1, 2), torch.tensor([[0.5, 0.0]])
+    case = Case(clear, clear, codebook=books, history=(tie,), part="train")
+    assert not again(a, Here(late), case, ("value", "codes"))
+    assert again(a, Here(wrong), replace(case, history=(clear,)), ("value", "codes"))
 
 
 def test_lower_precision_is_no_difference() -> None:
@@ -80,6 +112,22 @@ def test_a_compiled_layer_is_like_itself() -> None:
     assert code == 0, said
 
 
+@pytest.mark.nightly
+def test_two_releases_of_one_library(tmp_path: Path) -> None:
+    """An old release straight-through, the new one with the rotation trick: the gradient in train, and nothing else."""
+    old = tmp_path / "old"
+    venv.create(old, with_pip=True)
+    python = str(old / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--quiet", f"torch=={torch.__version__.partition('+')[0]}", "numpy"]
+    subprocess.run([*install, "vector-quantize-pytorch==1.14.0"], check=True, timeout=900)
+    code, said = compared(THIRD_PARTY, "--python-b", python, "--kw-a", "rotation_trick=false")
+    assert code == 0, said
+    code, said = compared(THIRD_PARTY, "--python-b", python, to=tmp_path / "found.json")
+    assert code == 1, said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {(one["mode"], one["label"]) for one in found["differences"]} == {("train", "gradient")}
+
+
 BAD = [
     ([REFERENCE], "compare needs B"),
     ([REFERENCE, REFERENCE, "--kw-b", "dim=5"], "A takes latents of D = 3, B of D = 5"),
@@ -87,6 +135,9 @@ BAD = [
     ([REFERENCE, REFERENCE, "--only", "valeu"], "did you mean value"),
     ([REFERENCE, "--python-b", "/nowhere/python"], "cannot be started"),
     ([REFERENCE, "nowhere:Layer"], "there is no module 'nowhere'"),
+    ([REFERENCE, "--device-b", "nowhere"], "--device nowhere cannot be used here"),
+    ([REFERENCE, "--dtype-b", "float12"], "'float12' is no floating dtype of torch"),
+    ([REFERENCE, "--compile", "--python-b", sys.executable], "--compile and --python-b do not go together"),
 ]
 
 
@@ -94,3 +145,9 @@ BAD = [
 def test_bad_commands_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", *words, *SIZES]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the device is there")
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", REFERENCE, "--device-b", "cuda", *SIZES]) == 2
+    assert "--device cuda cannot be used here" in " ".join(capsys.readouterr().err.split())

@@ -165,3 +165,14 @@ def test_markdown(report):
 def test_badge(report):
     data = json.loads(badge.render(report))
     assert data == {"schemaVersion": 1, "label": "vqverify", "message": "1 passed, 4 failed", "color": "red"}
+
+
+def test_print_and_repr_are_short(report):
+    lines = str(report).splitlines()
+    failed = [result for subject in report.subjects for result in subject.results if result.status == "failed"]
+    assert failed
+    for result in failed:
+        assert any(result.invariant in line and str(result.label) in line for line in lines)
+    assert all(subject.name in str(report) for subject in report.subjects)
+    assert len(repr(report).splitlines()) == 1
+    assert f"{report.counts['failed']} failed" in repr(report)

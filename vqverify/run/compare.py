@@ -158,9 +158,34 @@ class _Judge:
             raise RequestError("A and B are built with different codebooks, and one of them cannot be written")
 
     def check(self, subject: object, case: Case) -> Iterator[Clause]:
-        """B does what A does."""
+        """B does what A does.
+
+        A step of the history in which they chose other codes leaves other states behind. It is then judged in place of
+        what follows from it: where the codes were equally near, nothing is said.
+        """
         del subject
-        a, train = self.a.layer, case.part == "train"
+        clauses = list(self._pass(case))
+        if case.history and not all(clause.holds for clause in clauses):
+            parted = self._parted(case)
+            clauses = clauses if parted is None else list(self._pass(parted))
+        self.a.layer.restore()
+        yield from clauses
+
+    def _parted(self, case: Case) -> Case | None:
+        """The first step of the history in which the codes differ, as a case of its own."""
+        for step, batch in enumerate(case.history):
+            before = replace(
+                case, z=batch, g=torch.zeros_like(batch), history=case.history[:step], seed=case.seed, part="train"
+            )
+            given = self._given(before)
+            first, second = self.a.observe(given, train=True), self.b.observe(given, train=True)
+            if not (first.raised or second.raised or self._same_codes(first, second)):
+                return before
+        return None
+
+    def _pass(self, case: Case) -> Iterator[Clause]:
+        """The pass of a case on both sides."""
+        train = case.part == "train"
         case = self._given(case)
         first, second = self.a.observe(case, train=train), self.b.observe(case, train=train)
         if first.raised or second.raised:
@@ -183,7 +208,6 @@ class _Judge:
             self.left_out["loss"] = f"{'A' if first.loss is None else 'B'} returns none"
         self._note("loss", first.loss, second.loss)
         yield from self._wanted(clauses)
-        a.restore()
 
     def _given(self, case: Case) -> Case:
         """Numbers that both sides hold exactly, and the same codebook."""

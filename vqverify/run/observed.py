@@ -6,11 +6,13 @@ The other interpreter needs torch, NumPy and the layer's library; it speaks JSON
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,16 +110,27 @@ class Here:
 
     def observe(self, case: Case, *, train: bool) -> Observation:
         """A pass from the state of a case, in the side's own precision."""
-        layer, dtype = self.layer, self.dtype
+        dtype = self.dtype
         history = tuple(batch.to(dtype) for batch in case.history)
         case = replace(case, z=case.z.to(dtype), g=case.g.to(dtype), history=history)
         try:
-            prepare(layer, case)
-            out = layer.forward(case.z, train=train, seed=case.seed, via=self._compiled if self.compiled else None)
-            gradient = layer.vjp(out, case.g)
-            of_loss = None if out.loss is None else capture.pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
+            with _compiling() if self.compiled else nullcontext():
+                return self._observed(case, train=train)
         except Violation as violation:
             return Observation(raised=violation.message)
+
+    def _observed(self, case: Case, *, train: bool) -> Observation:
+        layer = self.layer
+        prepare(layer, case)
+        out = layer.forward(case.z, train=train, seed=case.seed, via=self._compiled if self.compiled else None)
+        gradient = layer.vjp(out, case.g).clone()
+        of_loss = None
+        if out.loss is not None:
+            if self.compiled:  # a compiled backward may write the second gradient of a pass over the first
+                prepare(layer, case)
+                out = layer.forward(case.z, train=train, seed=case.seed, via=self._compiled)
+            assert out.loss is not None
+            of_loss = capture.pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
         counted = tuple(t for held in layer.accumulators() for t in (held.counts, held.sums))
         loss = None if out.loss is None else out.loss.detach()
         return Observation(out.z_q.rows.detach(), out.codes, loss, gradient, of_loss, layer.codebooks(), counted)
@@ -126,6 +139,24 @@ class Here:
         if self._call is None:
             self._call = torch.compile(invoke)
         return self._call(x)
+
+
+@contextmanager
+def _compiling() -> Generator[None]:
+    """Backward keeps what it reads, as `capture.pull` asks of it.
+
+    Without the compiler's remarks on what it could not capture: it runs that as it is.
+    """
+    from torch._functorch import config
+
+    log = logging.getLogger("torch._dynamo")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with config.patch(donated_buffer=False):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class There:
