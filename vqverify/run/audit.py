@@ -21,6 +21,7 @@ from vqverify.run.request import Request, RequestError
 
 SOFT = ("limit", "hardening")
 ONE_IN = 20  # runs of a mutant, of which one may be at fault
+LIVES = 10  # runs of a process: a first run costs twice as much
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def run(
     timeout: float = 600.0,
     watch: Callable[[Verdict], None] = lambda _: None,
 ) -> Audit:
-    """Check every mutant against all rows, each run in a process of its own.
+    """Check every mutant against all rows, in processes of their own.
 
     A mutant whose row is checked in longer profiles only is checked in that profile against the rows that name it.
 
@@ -151,7 +152,7 @@ def run(
     verdicts: list[Verdict] = []
     for request, members in _requests(wrong.values(), seeds, whole=whole):
         asked = {member.name: (mutant, seed) for member, mutant, seed in members}
-        for member, report in matrix.outcomes([m for m, *_ in members], request, folder, jobs, timeout):
+        for member, report in matrix.outcomes([m for m, *_ in members], request, folder, jobs, timeout, lives=LIVES):
             mutant, seed = asked[member.name]
             verdicts.append(judge(mutant, report.subjects[0], seed))
             watch(verdicts[-1])

@@ -39,6 +39,7 @@ IMPORTS = (
     "vqverify.discovery",
     "vqverify.identify",
     "scipy.stats",
+    "vqverify.symbolic.householder",
 )
 REFUSED = (TargetError, ClaimError)  # the layer cannot be built, or was asked for in the wrong words: exit 2
 
@@ -110,6 +111,7 @@ def outcomes(
     timeout: float,
     *,
     scripts: Path | None = None,
+    lives: int = 1,
 ) -> Iterator[tuple[Member, Report]]:
     """Check every layer in a process of its own.
 
@@ -119,6 +121,7 @@ def outcomes(
         folder: where each layer's report is kept; rows that an earlier run of the same request left there are taken over.
         workers: how many processes at a time.
         timeout: seconds that one layer may take.
+        lives: how many layers one process checks before it is replaced: more than one only for layers that are known.
         scripts: where failures are written as scripts.
 
     Yields:
@@ -128,7 +131,7 @@ def outcomes(
     Raises:
         Exception: what is not a layer's fault, as an unreadable file of expected failures.
     """
-    pool = ProcessPool(max_workers=workers, max_tasks=1, context=_context())
+    pool = ProcessPool(max_workers=workers, max_tasks=lives, context=_context())
     try:
         futures = {
             pool.schedule(
