@@ -126,7 +126,7 @@ def memories(_args: argparse.Namespace) -> None:
 
 
 def shapes(args: argparse.Namespace) -> list[tuple[int, int, int]]:
-    return [shape for shape in _cases.SHAPES if shape[0] in args.n]
+    return [shape for shape in _cases.SHAPES if shape[0] in args.n and shape[1] in args.k]
 
 
 TABLES = {
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--n", type=int, nargs="*", default=[4096, 65536], help="batch sizes of the lookup")
+    parser.add_argument("--k", type=int, nargs="*", default=[512, 1024, 8192], help="its codebook sizes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.tables:

@@ -14,6 +14,8 @@ _BLOCK = 1 << 17
 _FEW = 32
 _SHARE = 16
 """Up to so many rows, or one in so many, they are what is nearly a tie in any data: few codes compete for each."""
+_NEAR = 4
+"""So many codes of a row are compared directly at once."""
 _MODERATE = 400
 """Exponents up to this one leave squares, and 2⁵³ times less, normal numbers of float64."""
 _PAIRS = 3
@@ -39,13 +41,37 @@ def settle(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
     Raises:
         ValueError: if one of the rows holds NaN or infinity.
     """
-    _require_finite(z, rows)
     if len(rows) <= max(_FEW, len(z) // _SHARE):
-        return torch.cat([_decide(z[part], codebook, table) for part in rows.split(max(1, _BLOCK // table.dim))])
+        return _settle_few(z, codebook, rows, table)
+    _require_finite(z, rows)
     distinct = (~_repeats(codebook, torch.arange(len(codebook), device=z.device))).nonzero().squeeze(1)
     if 2 * len(distinct) > len(codebook):  # else the copy is small
         return _settle_many(z, codebook, rows, table)
     return distinct[_settle_many(z, codebook[distinct], rows, None)]
+
+
+def _settle_few(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tensor:
+    """Compare the codes of the best scores directly, in float64; :func:`_decide` where that proves nothing."""
+    out = torch.empty_like(rows)
+    near = min(_NEAR, len(codebook))
+    # the scores of all codes, and the differences to a few
+    step = max(1, _BLOCK // max(len(codebook), near * table.dim))
+    for part, index in zip(rows.split(step), out.split(step), strict=True):
+        latents = z[part]
+        scores, error = _scores(latents, table)
+        best, codes = scores.topk(near, largest=False)
+        found = codebook[codes].double()
+        distance, order = found.sub_(latents.double().unsqueeze(1)).square_().sum(2).sort()
+        torch.gather(codes, 1, order[:, :1], out=index.unsqueeze(1))
+        # the last one at hand is too far to matter (or there are no others), and the first is alone: NaN is neither
+        certain = distance[:, 1:2] > _close(distance[:, :1], table.dim)
+        if near < len(codebook):
+            certain &= best[:, -1:] > best[:, :1] + error.unsqueeze(1)
+        if not bool(certain.all()):
+            open_rows = (~certain).nonzero()[:, 0]
+            _require_finite(z, part)
+            index[open_rows] = _decide(latents[open_rows], codebook, table)
+    return out
 
 
 def _settle_many(z: Tensor, codebook: Tensor, rows: Tensor, table: Table | None) -> Tensor:
@@ -116,13 +142,24 @@ def _decide(z: Tensor, codebook: Tensor, table: Table) -> Tensor:
 
 def _candidates(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
     """Return (row, code) pairs, in lexicographic order: every code that may be the nearest of a row."""
-    left = table.left(z)
-    with full_precision():
-        scores = torch.cat([left @ block for block in table.blocks(_BLOCK // table.dim + 1)], 1)
-    error = gap_error(torch.linalg.vector_norm(left[:, :-1], dim=1), table)
+    scores, error = _scores(z, table)
     # NaN, from overflow or a broken code, compares as "may be nearest"
     row, code = (~(scores > (scores.amin(1) + error).unsqueeze(1))).nonzero().unbind(1)
     return row, code
+
+
+def _scores(z: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+    """Return the scores of latents (M, D) for all codes (M, K), and the error of a difference of two of a row (M,)."""
+    left = table.left(z)
+    with full_precision():
+        blocks = [left @ block for block in table.blocks(max(_BLOCK // table.dim + 1, 1 << 10))]
+    return torch.cat(blocks, 1), gap_error(torch.linalg.vector_norm(left[:, :-1], dim=1), table)
+
+
+def _close(distance: Tensor, dim: int) -> Tensor:
+    """Return what a squared distance in float64 may be to be the same: its relative error is (D + 2)u."""
+    info = torch.finfo(torch.float64)
+    return distance * (1 + 4 * (dim + 4) * info.eps) + dim * info.tiny
 
 
 def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,8 +192,7 @@ def _closest(z: Tensor, codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Te
     blocks = [(z[r].double() - codebook[c].double()).square_().sum(1) for r, c in pairs]
     distance = torch.cat(blocks)
     least = distance.new_full((len(z),), torch.inf).scatter_reduce_(0, row, distance, "amin")
-    info = torch.finfo(torch.float64)
-    close = ~(distance > least[row] * (1 + 4 * (z.shape[1] + 4) * info.eps) + z.shape[1] * info.tiny)
+    close = ~(distance > _close(least[row], z.shape[1]))
     return row[close], code[close]
 
 

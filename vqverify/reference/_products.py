@@ -23,6 +23,8 @@ _COLUMNS = 1 << 10
 """Codes in one block of scores, at most: a wider block pushes the codes themselves out of the cache."""
 _LEFT = 1 << 19
 """Numbers of the left operand at hand at a time."""
+_SQUARES = 1 << 14
+"""Squares at hand at a time: larger tensors are given back to the system, and come with page faults each time."""
 KEPT_BYTES = 4 << 20
 """Memory that a thread keeps from lookup to lookup: the page faults of fresh memory are a tenth of a small one."""
 _ALIGN = 64
@@ -83,9 +85,14 @@ def prepare(codebook: Tensor, dtype: torch.dtype, *, store: bool = True) -> Tabl
 def _rows(codes: Tensor, centre: Tensor, out: Tensor | None = None) -> Tensor:
     dim = len(centre)
     out = centre.new_empty(len(codes), dim + 1) if out is None else out
-    torch.sub(codes, centre, out=out[:, :dim])
-    torch.sum(out[:, :dim].square(), 1, out=out[:, dim])
-    out[:, :dim].mul_(-2)
+    left, square = out[:, :dim], out[:, dim]
+    # rounds as -2 (c - centre) does
+    torch.sub(2 * centre, codes, alpha=2, out=left)
+    step = max(1, _SQUARES // dim)
+    for part, norm in zip(left.split(step), square.split(step), strict=True):
+        # a sum of squares and no norm: whole numbers stay exact
+        torch.sum(part.square(), 1, out=norm)
+    square.mul_(0.25)
     return out
 
 
