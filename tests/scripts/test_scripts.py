@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from vqverify import cli
 from vqverify.mutant import mutants
+from vqverify.run import scripts
 from vqverify.scripts import compose
 from vqverify.scripts.numerals import folded, literal
 
@@ -97,6 +99,19 @@ def test_a_row_without_a_script_says_so(run, tmp_path):
     assert code == 1
     assert "none: no script is written for the row metrics.perplexity" in " ".join(shown.split())
     assert not (tmp_path / "bugs").exists()
+
+
+KEPT = sorted((Path(__file__).parents[2] / "properties" / "witnesses").glob("*.json"))
+HERE = [file for file in KEPT if json.loads(file.read_text("utf-8"))["subject"]["target"].startswith("vector_quantize")]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("file", HERE, ids=lambda file: file.stem)
+def test_the_kept_failures_of_an_installed_library_have_scripts(file):
+    told = scripts.of_witness(json.loads(file.read_text("utf-8")))
+    assert told.script is not None, told.reason
+    assert "vqverify" not in told.script.text
+    assert len(told.script.text.splitlines()) <= compose.LINES
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,8 @@ def no_codebook_leak(s: Scene) -> Iterator[str]:
 @script("estimator.zero_loss_weight", stated=False)
 def zero_loss_weight(s: Scene) -> Iterator[str]:
     """What the loss sends with its weight at 0."""
+    if s.part not in s.subject.arguments:
+        raise Unscripted(f"the constructor takes no {s.part}")
     yield "z.requires_grad_()"
     yield f"torch.manual_seed({s.witness.spec.seed})"
     yield f"layer = {s.constructor({s.part: '0.0'})}"

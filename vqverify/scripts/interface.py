@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from vqverify.scripts.registry import script
@@ -178,14 +179,22 @@ def nonfinite_contained(s: Scene) -> Iterator[str]:
     yield from _finite_state("after the pass")
 
 
-@script("interface.rejects_bad_input", variants=2)
+@script("interface.rejects_bad_input")
 def rejects_bad_input(s: Scene) -> Iterator[str]:
-    """What a layer gives for latents of a wrong width."""
-    if s.part != "dim":
-        raise Unscripted("no script is written for integers and for codes out of range")
-    width = (1, s.dim + 1)[s.variant]
+    """What a layer gives for latents of a wrong width, or for integers."""
+    if s.label == "integer":
+        yield "z = z.clamp(-100, 100).round().long()"
+        yield from s.run(train=False)
+        yield f"z_q = {s.z_q(train=False)}"
+        yield 'print("z_q of integer latents is", z_q.dtype, "and must be of a floating dtype, or the layer refuses them")'
+        yield "assert z_q.is_floating_point()"
+        return
+    said = re.search(r"width (\d+)", s.witness.message)
+    if s.label != "dim" or said is None:
+        raise Unscripted(f"no script is written for the label {s.label} of this row")
+    width = int(said[1])
     yield f"z = torch.zeros({s.n}, {width})"
-    yield f"try: print({s.made(s.x(), train=False)})"
+    yield f"try: print({s.made(s.x(dim=width), train=False)})"
     yield 'except Exception as error: print("refused:", error)'
     yield f'else: raise AssertionError("latents of width {width} pass in silence, the width must be {s.dim}")'
 
@@ -266,6 +275,11 @@ def precision(s: Scene) -> Iterator[str]:
     if s.label == "finite state":
         yield from s.run(train=True, z=f"z.to(torch.{name})")
         yield from _finite_state(f"after a pass in {name}")
+        return
+    if s.label == "raised":
+        yield from s.run(train=True, z=f"z.to(torch.{name})")
+        yield from s.run(train=False, z=f"z.to(torch.{name})")
+        yield f'print("passes in {name} ran")'
         return
     if s.label != "hidden":
         raise Unscripted(f"no script is written for the label {s.label} of this row")

@@ -80,7 +80,9 @@ class Scene:
         calls = self.subject.plan.calls
         return next(call for call in calls if layout in {None, call.layout}).at(train=train)
 
-    def x(self, z: str = "z", *, n: int | None = None, groups: int = 1, layout: str | None = None) -> str:
+    def x(
+        self, z: str = "z", *, n: int | None = None, groups: int = 1, layout: str | None = None, dim: int | None = None
+    ) -> str:
         """Rows of latents in the layout that the layer takes."""
         form = layout or self.subject.plan.calls[0].layout
         n = self.n if n is None else n
@@ -94,7 +96,7 @@ class Scene:
         if "".join(tokens) != "".join(sorted(tokens, key=TOKENS.index)) or set(form) - set(tokens) != {"D"}:
             raise Unscripted(f"its input has the unusual layout {form}")
         length = sizes(form, n, groups)
-        shaped = f"{z}.reshape({', '.join(str(length[letter]) for letter in tokens)}, {self.dim})"
+        shaped = f"{z}.reshape({', '.join(str(length[letter]) for letter in tokens)}, {dim or self.dim})"
         return shaped if form[-1] == "D" else f"{shaped}.movedim(-1, {form.index('D')})"
 
     def made(self, x: str, *, train: bool, layer: str = "layer", more: str = "") -> str:
