@@ -22,13 +22,19 @@ CORNERS = ("on-code", "single", "tie", "parallel", "far", "off-centre")
 
 
 def these_terms(subject: Quantizer) -> tuple[str | None, ...]:
-    """Applies where the loss was found to be of commitment and codebook terms only."""
-    return () if trait(subject, "loss_coefficients") is None else (None,)
+    """Applies where the loss was found to be of commitment and codebook terms only, of codes that are known."""
+    return () if trait(subject, "loss_coefficients") is None or moved_within(subject) else (None,)
+
+
+def moved_within(subject: Quantizer) -> bool:
+    """Whether an optimiser in the pass moves the codes before they are looked up again: the loss is of its codes."""
+    return bool(trait(subject, "alternating")) and trait(subject, "update_order") == "after"
 
 
 def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where, beside, somebody declares a weight: its term is then judged by itself."""
-    return (None,) if weight_argument(subject) and "commitment_weight" in subject.claims else these_terms(subject)
+    alone = weight_argument(subject) and "commitment_weight" in subject.claims and not moved_within(subject)
+    return (None,) if alone else these_terms(subject)
 
 
 @invariant(

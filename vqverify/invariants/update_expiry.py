@@ -125,13 +125,22 @@ def passes(subject: Quantizer, case: Case, step: int) -> Iterator[Pass]:
         old, new = (states[first] if first < len(states) else None for states in (before, after))
         if (old is None) == bool(before):
             continue
-        yield _pass(subject, _together(mine), old, new, array(books[first]))
+        if (compared := _compared(subject, _together(mine))) is not None:
+            yield _pass(subject, compared, old, new, array(books[first]))
 
 
 def _together(found: list[View]) -> View:
     """Levels, or heads, that search one codebook in one pass, as one."""
     z, q, k = (np.concatenate([getattr(view, name) for view in found]) for name in ("z", "q", "k"))
     return replace(found[0], z=z, q=q, k=k)
+
+
+def _compared(subject: Quantizer, view: View) -> View | None:
+    """The latents as codes on the sphere are compared with them, wherever they are normalised; None if one has no direction."""
+    if subject.domain.codebook != "sphere":
+        return view
+    size = norms(view.z)[:, None]
+    return replace(view, z=view.z / size) if (size > 0).all() else None
 
 
 def _pass(subject: Quantizer, view: View, old: Accumulators | None, new: Accumulators | None, book: Array) -> Pass:

@@ -108,6 +108,9 @@ def _locate_level(
     near = [spot for spot in near if _close(record, spot, want, levels) or not _any_close(record, spot, sums, levels)]
     if not near:
         return None
+    # on a line or a circle a latent is near its code, too: what an estimator returns comes after the code was looked up
+    known_at = next((spot.index for spot in near if _close(record, spot, want, levels)), -1)
+    near = [spot for spot in near if spot.index >= known_at or not record[spot.index].requires_grad]
     probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(want)
     attached = [
         spot for spot in near if record[spot.index].requires_grad and _reaches(record, spot, leaf, probe, dim, levels)
