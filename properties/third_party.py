@@ -54,10 +54,18 @@ class Configured:
         make = getattr(importlib.import_module(place), config)
 
         def factory(**kwargs: Any) -> nn.Module:
-            return cls(make(**kwargs))
+            return _drawn(cls(make(**kwargs)))
 
         factory.__name__, factory.__module__ = name, cls.__module__
         return factory
+
+
+def _drawn(layer: nn.Module) -> nn.Module:
+    """The layer with tables of zeros drawn at random: those codebooks come with pretrained weights alone."""
+    for buffer in layer.buffers():
+        if buffer.ndim > 1 and buffer.is_floating_point() and not buffer.any():
+            nn.init.normal_(buffer)
+    return layer
 
 
 def _transformers(model: str, config: str) -> Configured:

@@ -237,6 +237,10 @@ class Quantizer(Protocol):
         """Gradient of a scalar with respect to each level's stored codebook, (K, Dc); zeros if none flows."""
         ...
 
+    def stored_gradient(self, level: int, rows: Tensor) -> Tensor:
+        """A gradient of effective codes (K, Dc) as the stored ones receive it: through their normalisation, if any."""
+        ...
+
     def codebooks(self) -> tuple[Tensor, ...]:
         """The effective codebook now, a (K, Dc) copy a level; empty if not readable."""
         ...

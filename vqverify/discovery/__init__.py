@@ -63,6 +63,7 @@ def _discover(trial: Trial, factory: Callable[..., Any], kwargs: Mapping[str, An
         first.grid.dim,
         (Call(first.grid.layout, first.z_q),),
         method=trial.method,
+        then=trial.then,
         arguments=dict(trial.arguments),
     )
     bench = Bench(trial, plan, dtype, train=first.train)

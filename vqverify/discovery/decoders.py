@@ -50,7 +50,7 @@ def find_decoders(bench: Bench, look: Look) -> tuple[tuple[Decoder, ...], str]:
     exact: list[Decoder] = []
     notes: list[str] = []
     for name in public_methods(bench.trial.module, 1):
-        if name == bench.plan.method:
+        if name == bench.plan.method or (bench.plan.then and name == bench.plan.then.method):
             continue
         result = _try(bench, look, name)
         if result is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import TYPE_CHECKING, NoReturn
 
 from torch import nn
@@ -11,12 +12,16 @@ from vqverify.discovery.decoders import public_methods
 from vqverify.discovery.errors import DiscoveryError, undiscovered
 from vqverify.discovery.forms import LAYOUTS, even_grid, grid
 from vqverify.discovery.layouts import Candidate, candidates, read
+from vqverify.subject.plan import Second
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from vqverify.discovery.trial import Trial
 
+MOST = 4  # public methods of which pairs are tried
 GUESSES = (
     50,
     1,
@@ -48,8 +53,8 @@ def find_calls(
     raised = trial.error
     if not found and (type(trial.module).forward is nn.Module.forward or raised.startswith("NotImplementedError")):
         trial.arguments = {}
-        for method in public_methods(trial.module, 1):
-            trial.method = method
+        for method, then in _methods(trial.module):
+            trial.method, trial.then = method, then
             found = _settle(trial, dims, avoid, dtype)
             if found:
                 break
@@ -66,12 +71,20 @@ def find_calls(
                 name = type(trial.module).__name__
                 reason = f"{name} takes {layout} with {sizes} but not any number of latents ({trial.error})"
                 raise undiscovered(reason, dim)
-    trial.method = "__call__"
+    trial.method, trial.then = "__call__", None
     for dim in _other_sizes(dims):
         if read(trial, grid("BND", dim, avoid), dtype) or read(trial, grid("BDN", dim, avoid), dtype):
             found = _settle(trial, [dim], avoid, dtype)
             return found, describe(found)
     return [], {"call": f"every call raised, the last one {raised}"}
+
+
+def _methods(module: nn.Module) -> Iterator[tuple[str, Second | None]]:
+    """Methods that may make a pass; then pairs of them, the first of latents into codes, the second back."""
+    names = list(public_methods(module, 1))
+    yield from ((name, None) for name in names)
+    for first, second in itertools.permutations(names[:MOST], 2):
+        yield from ((first, Second(second, swapped)) for swapped in (False, True))
 
 
 def _other_sizes(dims: list[int]) -> list[int]:

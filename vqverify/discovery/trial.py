@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqverify.subject import state
+from vqverify.subject.plan import Second, pass_of
 from vqverify.subject.randomness import forked
 
 Path = tuple[str | int, ...]
@@ -63,6 +64,7 @@ class Trial:
     Attributes:
         module: the subject.
         method: the method that makes a pass.
+        then: the method that makes z_q of what the first returns, if there must be one.
         arguments: what it needs besides the latents.
         origin: the state in which the module came.
         base: the state that each call starts from.
@@ -75,6 +77,7 @@ class Trial:
 
     module: nn.Module
     method: str = "__call__"
+    then: Second | None = None
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     origin: state.Snapshot = dataclasses.field(init=False)
     base: state.Snapshot = dataclasses.field(init=False)
@@ -114,7 +117,7 @@ class Trial:
             with torch.no_grad():
                 change()
         self.module.train(train)
-        returned = self.guarded(self.method, x, grad=grad, seed=seed, **self.arguments)
+        returned = self.guarded(pass_of(self.module, self.method, self.then), x, grad=grad, seed=seed, **self.arguments)
         if returned is None:
             return None
         found = list(leaves(returned[0]))
@@ -123,7 +126,9 @@ class Trial:
         self.returned = self.returned or f"{told(returned[0])} for latents of shape {tuple(x.shape)}"
         return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]
 
-    def guarded(self, method: str, *args: Any, grad: bool = False, seed: int = 1, **more: Any) -> tuple[Any] | None:
+    def guarded(
+        self, method: str | Callable[..., Any], *args: Any, grad: bool = False, seed: int = 1, **more: Any
+    ) -> tuple[Any] | None:
         """What a method returns, in a tuple; None if it raised."""
         self.calls += 1
         self.error = ""
@@ -135,7 +140,8 @@ class Trial:
                 torch.set_grad_enabled(grad),
             ):
                 warnings.simplefilter("ignore")
-                return (getattr(self.module, method)(*args, **more),)  # a tuple: a method may return None
+                call = getattr(self.module, method) if isinstance(method, str) else method
+                return (call(*args, **more),)  # a tuple: a method may return None
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's code may raise anything)
             text = str(error).strip().splitlines()
             self.error = f"{type(error).__name__}: {text[0] if text else ''}"[:200]

@@ -51,8 +51,8 @@ class Side:
     away: Tensor
 
 
-def _sides(out: Quantized, at_z: Tensor) -> list[Side]:
-    """The last level (whatever is around it), z itself, and z against all the levels of a stack."""
+def _sides(layer: Layer, out: Quantized, at_z: Tensor) -> list[Side]:
+    """The last level (whatever is around it), z itself, z against all levels of a stack, and z behind a normalisation."""
     stacks = [Side(where, at_z, away) for where, away in _stacks(out)]
     sides = [side for side in stacks if side.where == GROUPS]
     assert out.loss is not None
@@ -61,7 +61,19 @@ def _sides(out: Quantized, at_z: Tensor) -> list[Side]:
         sides.append(Side(f"level {len(out.levels) - 1}", got, last.rows.detach() - code_rows(out, -1)))
     if len(out.levels) < 2:
         sides.append(Side("z and z_q", at_z, (out.z.rows - out.z_q.rows).detach()))
-    return sides + [side for side in stacks if side.where != GROUPS]
+    sides += [side for side in stacks if side.where != GROUPS]
+    if _normalised(layer) and len(out.codebook) == 1 and out.codebook[0].shape[1] == at_z.shape[1]:
+        z, q = out.z.rows.detach(), code_rows(out, 0)
+        size = z.norm(dim=1, keepdim=True)
+        gap, unit = z / size - q, z / size
+        back = (gap - unit * (gap * unit).sum(1, keepdim=True)) / size
+        sides.append(Side("z, normalised", at_z, back))
+    return sides
+
+
+def _normalised(layer: Layer) -> bool:
+    """Whether the codes are the stored rows at norm 1."""
+    return bool(layer.plan.slots) and all(slot.transform == "normalize" for slot in layer.plan.slots)
 
 
 def _stacks(out: Quantized) -> list[tuple[str, Tensor]]:
@@ -99,7 +111,7 @@ def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
     if not out.loss.requires_grad:
         return Coefficients(n, 1, 0.0, None, 0.0, "no gradient leaves the loss")
     at_z = _at_z(out)
-    best = _best(out, n, _sides(out, at_z), moves=bool(at_z.any()))
+    best = _best(out, n, _sides(probe.layer, out, at_z), moves=bool(at_z.any()))
     return _with_codebook(probe, out, best)
 
 
@@ -168,7 +180,8 @@ def _difference(probe: Probe, twin: Layer, n: int, reason: str) -> Coefficients:
     once, twice = _pass(probe, probe.layer, n), _pass(probe, twin, n)
     if once.codes is not None and twice.codes is not None and not torch.equal(once.codes, twice.codes):
         raise Unknown(reason)
-    before, after = ([] if out.loss is None else _sides(out, _at_z(out)) for out in (once, twice))
+    before = _sides(probe.layer, once, _at_z(once))
+    after = _sides(twin, twice, _at_z(twice))
     sides = [replace(b, got=b.got - a.got) for a, b in zip(before, after, strict=False) if a.where == b.where]
     return _best(once, n, sides, moves=True)
 
@@ -194,7 +207,9 @@ def _with_codebook(probe: Probe, out: Quantized, found: Coefficients) -> Coeffic
         return replace(found, codebook=0.0)
     e, codes = out.codebook[-1], _column(out, -1)
     z = latents_at(out, len(out.codebook) - 1)
+    z = z / z.norm(dim=1, keepdim=True) if _normalised(probe.layer) else z
     want = torch.zeros(e.shape, dtype=torch.float64).index_add_(0, codes, (e[codes] - z).double())
+    want = probe.layer.stored_gradient(len(out.codebook) - 1, want)
     b = float((got * want).sum() / want.square().sum().clamp_min(1e-300)) / 2
     residual = relative(got - 2 * b * want, got)
     if residual > FITS:

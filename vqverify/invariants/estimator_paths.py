@@ -46,7 +46,7 @@ def _carried(subject: Quantizer) -> tuple[None, ...]:
     try:
         out = subject.forward(z.to(subject.domain.dtype), train=True, trace=True)
         if not out.levels or not all(level.q_c.tensor.requires_grad for level in out.levels):
-            return (None,)
+            return ()
         return () if np.array_equal(*_cut(subject, out, torch.ones_like(out.z.rows))) else (None,)
     except Violation:
         return (None,)

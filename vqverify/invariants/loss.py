@@ -23,17 +23,23 @@ CORNERS = ("on-code", "single", "tie", "parallel", "far", "off-centre")
 
 def these_terms(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where the loss was found to be of commitment and codebook terms only, of codes that are known."""
-    return () if trait(subject, "loss_coefficients") is None or moved_within(subject) else (None,)
+    return () if trait(subject, "loss_coefficients") is None or elsewhere(subject) else (None,)
 
 
-def moved_within(subject: Quantizer) -> bool:
-    """Whether an optimiser in the pass moves the codes before they are looked up again: the loss is of its codes."""
-    return bool(trait(subject, "alternating")) and trait(subject, "update_order") == "after"
+def elsewhere(subject: Quantizer) -> bool:
+    """Whether the loss is of other codes and latents than those that are known.
+
+    An optimiser in the pass moves the codes before they are looked up again; or stored codes and the latents are
+    normalised on the way into the loss.
+    """
+    within_pass = bool(trait(subject, "alternating")) and trait(subject, "update_order") == "after"
+    plan = getattr(subject, "plan", None)
+    return within_pass or any(slot.transform == "normalize" for slot in (plan.slots if plan else ()))
 
 
 def _weighted(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where, beside, somebody declares a weight: its term is then judged by itself."""
-    alone = weight_argument(subject) and "commitment_weight" in subject.claims and not moved_within(subject)
+    alone = weight_argument(subject) and "commitment_weight" in subject.claims and not elsewhere(subject)
     return (None,) if alone else these_terms(subject)
 
 

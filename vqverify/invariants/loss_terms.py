@@ -82,9 +82,9 @@ def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 def _unlike(sizes: np.ndarray) -> bool:
-    """Whether there are a few latents, no two of one norm."""
+    """Whether there are a few latents of norms of their own."""
     sizes = np.sort(sizes)
-    return len(sizes) >= FEW and bool((np.diff(sizes) > 1e-3 * sizes[1:]).all())
+    return int((np.diff(sizes) > 1e-3 * sizes[1:]).sum()) + 1 >= FEW
 
 
 def _pass(subject: Quantizer, case: Case, weight: float) -> Quantized | None:

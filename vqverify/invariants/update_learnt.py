@@ -12,7 +12,7 @@ from torch import Tensor
 from vqverify.bounds import Clause, holds, unit_roundoff, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.loss import moved_within
+from vqverify.invariants.loss import elsewhere
 from vqverify.invariants.measure import Array, array, norms, roundoff, tiny, traced, trait, views
 from vqverify.invariants.weights import Measured, laws, measure, weighed
 from vqverify.quantizer import Quantizer
@@ -21,7 +21,7 @@ from vqverify.symbolic import oracles
 
 def distances_only(subject: Quantizer) -> tuple[str | None, ...]:
     """Applies where the loss is of commitment and codebook terms: its weights were found, or it vanishes on the codes."""
-    if moved_within(subject):
+    if elsewhere(subject):
         return ()
     if trait(subject, "loss_coefficients") is not None:
         return (None,)

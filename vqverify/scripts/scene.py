@@ -102,6 +102,8 @@ class Scene:
     def made(self, x: str, *, train: bool, layer: str = "layer", more: str = "") -> str:
         """A pass on an input, as an expression."""
         plan = self.subject.plan
+        if plan.then is not None:
+            raise Unscripted("a pass takes two of its methods")
         name = "" if plan.method == "__call__" else f".{plan.method}"
         extra = "".join(f", {key}={value!r}" for key, value in plan.arguments.items())
         return f"{layer}.{'train' if train else 'eval'}(){name}({x}{extra}{more})"

@@ -22,7 +22,7 @@ from vqverify.bounds import Violation
 from vqverify.quantizer import Accumulators, Domain, Finding, Level, Node, Place, Quantized, Spec, Via
 from vqverify.subject import capture, made, processes, state
 from vqverify.subject.bare import BareEstimator
-from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave
+from vqverify.subject.plan import Call, Decoder, Plan, Slot, enter, fetch, leave, pass_of
 from vqverify.subject.randomness import forked
 
 PACKAGE = Path(__file__).parents[1]
@@ -109,7 +109,9 @@ class Layer:
         ):
             x = enter(leaf, call.layout, groups).to(self.device)
             with recorder if record else contextlib.nullcontext():
-                invoke = functools.partial(getattr(self.module, self.plan.method), **self.plan.arguments)
+                invoke = functools.partial(
+                    pass_of(self.module, self.plan.method, self.plan.then), **self.plan.arguments
+                )
                 raw = invoke(x) if via is None else via(invoke, x)
             recorder.note(raw)
         if trace and train and self._alternating:  # it steps its codes first, then quantises (001 eq. 17-18)
@@ -198,7 +200,7 @@ class Layer:
                     self.module.train(train)
                     x = enter(leaf, call.layout).to(self.device)
                     with recorder:
-                        raw = getattr(self.module, self.plan.method)(x, **self.plan.arguments)
+                        raw = pass_of(self.module, self.plan.method, self.plan.then)(x, **self.plan.arguments)
                     recorder.note(raw)
                     codes = self._codes(raw, call, n, 1)
                     if codes is None:
@@ -252,7 +254,7 @@ class Layer:
         self.module.train(train)
         with guarded("a pass"):
             x = enter(z, self.plan.calls[0].layout).to(self.device)
-            return getattr(self.module, self.plan.method)(x, **self.plan.arguments)
+            return pass_of(self.module, self.plan.method, self.plan.then)(x, **self.plan.arguments)
 
     def codebook_gradients(self, value: Tensor) -> tuple[Tensor, ...]:
         found: list[Tensor] = []
@@ -264,6 +266,15 @@ class Layer:
                 pulled = capture.pull(value, state.tensor_at(self.module, slot.name), torch.ones_like(value)).cpu()
                 found.append(_part(pulled, slot))
         return tuple(found)
+
+    def stored_gradient(self, level: int, rows: Tensor) -> Tensor:
+        slot = self.plan.slots[level]
+        if slot.transform != "normalize":
+            return rows
+        stored = _view(self.module, slot).detach().cpu().to(rows)
+        size = stored.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        unit = stored / size
+        return (rows - unit * (rows * unit).sum(1, keepdim=True)) / size
 
     def codebooks(self) -> tuple[Tensor, ...]:
         if self._made:
@@ -288,7 +299,7 @@ class Layer:
             with guarded("an eval pass"), forked(0), torch.no_grad():
                 self.module.eval()
                 with recorder:
-                    raw = getattr(self.module, self.plan.method)(
+                    raw = pass_of(self.module, self.plan.method, self.plan.then)(
                         enter(z, call.layout).to(self.device), **self.plan.arguments
                     )
                 codes = cast("Tensor", self._codes(raw, call, n, 1))

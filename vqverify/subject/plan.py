@@ -8,11 +8,11 @@ flattened, 1 a singleton. `BDHW` is the image layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqverify.bounds import Violation
 
@@ -86,6 +86,33 @@ class Decoder:
 
 
 @dataclass(frozen=True)
+class Second:
+    """The method that makes z_q of what the first one returned, where a layer has no method that does both.
+
+    Attributes:
+        method: its name.
+        swapped: it wants the first two axes of the codes the other way round.
+    """
+
+    method: str
+    swapped: bool = False
+
+
+def pass_of(module: nn.Module, method: str, then: Second | None) -> Callable[..., Any]:
+    """The callable that makes a pass; with a second method it returns (z_q, codes)."""
+    first = getattr(module, method)
+    if then is None:
+        return first
+    second = getattr(module, then.method)
+
+    def both(*args: Any, **arguments: Any) -> tuple[Any, Any]:
+        codes = first(*args, **arguments)
+        return second(codes.transpose(0, 1) if then.swapped else codes), codes
+
+    return both
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that is needed to use a layer as a quantizer.
 
@@ -96,6 +123,7 @@ class Plan:
         accumulators: EMA counts and sums, a pair a level; empty if none.
         decoders: public decode methods.
         method: name of the method that makes a pass.
+        then: the method that makes z_q of the codes, where `method` returns codes alone.
         arguments: fixed keyword arguments of a pass.
         warm: training passes that initialise the layer (k-means at the first batch).
         min_n: smallest number of latents.
@@ -109,6 +137,7 @@ class Plan:
     accumulators: tuple[tuple[Slot, Slot], ...] = ()
     decoders: tuple[Decoder, ...] = ()
     method: str = "__call__"
+    then: Second | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
     warm: int = 0
     min_n: int = 1
