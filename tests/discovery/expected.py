@@ -147,6 +147,17 @@ WANTED = (
         (plain("book"),),
         (("counts", "sums"),),
     ),
+    Want(
+        styles.Coder,
+        {},
+        6,
+        "BDN",
+        (0,),
+        (((1,), "LBN"),),
+        (),
+        (plain("books.0"), plain("books.1")),
+        method="encode",
+    ),
     Want(styles.TwoFaced, {}, 6, "BND", (0,), (((1,), "BN"),), (), (plain("book"),)),
 )
 

@@ -416,3 +416,21 @@ class Watched(nn.Module):
             self.sums.lerp_(hot.t() @ flat.detach(), 1 - self.decay)
             self.book = self.sums / self.counts.clamp_min(1e-5)[:, None]
         return x + (hard - x).detach(), ids.view(x.shape[:-1]), F.mse_loss(x, hard.detach())
+
+
+class Coder(nn.Module):
+    """No pass of its own: one method codes (L, B, N), another decodes (B, L, N) (transformers' Mimi)."""
+
+    def __init__(self, levels: int = 2, dim: int = 6, size: int = 14) -> None:
+        super().__init__()
+        self.books = nn.ParameterList([nn.Parameter(torch.randn(size, dim) * 0.5**level) for level in range(levels)])
+
+    def encode(self, x: Tensor) -> Tensor:
+        rest, codes = x.transpose(1, 2), []
+        for book in self.books:
+            codes.append(torch.cdist(rest, book[None]).argmin(-1))
+            rest = rest - book[codes[-1]]
+        return torch.stack(codes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return sum(book[ids] for book, ids in zip(self.books, codes.transpose(0, 1), strict=True)).transpose(1, 2)
