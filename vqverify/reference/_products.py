@@ -26,7 +26,7 @@ _LEFT = 1 << 19
 _SQUARES = 1 << 14
 """Squares at hand at a time: larger tensors are given back to the system, and come with page faults each time."""
 KEPT_BYTES = 4 << 20
-"""Memory that a thread keeps from lookup to lookup: the page faults of fresh memory are a tenth of a small one."""
+"""Memory that a thread keeps from call to call: the page faults of fresh memory are a tenth of a small lookup."""
 _ALIGN = 64
 """Bytes of a cache line, on which the rows of scores begin."""
 _kept = threading.local()
@@ -161,13 +161,13 @@ class _Workspace:
         self.columns = -(-k // -(-k // _COLUMNS))  # blocks of nearly equal size
         self.rows = min(rows, max(16, BUFFER_BYTES // (table.centre.element_size() * self.columns)))
         sizes = [self.rows * self.columns, rows * width, *[rows] * 4]
-        self.scores, left, *self.values = _scratch(sizes, table.centre)
+        self.scores, left, *self.values = scratch(sizes, table.centre)
         self.left = left.view(rows, width)
         self.left[:, -1] = 1
         self.found = torch.empty(rows, dtype=torch.int64, device=left.device)
 
 
-def _scratch(sizes: list[int], like: Tensor) -> Sequence[Tensor]:
+def scratch(sizes: list[int], like: Tensor) -> Sequence[Tensor]:
     """Return vectors of any value, on a CPU in memory that the thread keeps if they are not too long."""
     count, width = sum(sizes), like.element_size()
     if like.device.type != "cpu" or count * width > KEPT_BYTES:

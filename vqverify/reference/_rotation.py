@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from vqverify.reference._products import full_precision
+from vqverify.reference._products import full_precision, scratch
 from vqverify.reference._signature import signed
 
 _CHUNK = 1 << 18
@@ -41,7 +41,8 @@ class Turn(Function):
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         step = max(1, _CHUNK // max(1, dim))
         rows = [t.reshape(-1, dim).split(step) for t in (x, z, q)]
-        work = z.new_empty(3, min(step, max(1, out.numel() // max(1, dim))), dim, dtype=wide)
+        room = (3, min(step, max(1, out.numel() // max(1, dim))), dim)
+        work = scratch([math.prod(room)], z.new_empty(0, dtype=wide))[0].view(room)
         # backward inside autocast, or TF32, would lower the precision of the dot products
         with torch.autocast(z.device.type, enabled=False), full_precision():
             for x_part, z_part, q_part, out_part in zip(*rows, out.view(-1, dim).split(step), strict=True):
