@@ -45,6 +45,7 @@ class Configured:
 
     module: str
     configuration: str
+    drawn: tuple[str, ...] = ()  # parameters that the layer's own constructor leaves as memory that nobody wrote
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -54,23 +55,25 @@ class Configured:
         make = getattr(importlib.import_module(place), config)
 
         def factory(**kwargs: Any) -> nn.Module:
-            return _drawn(cls(make(**kwargs)))
+            return _drawn(cls(make(**kwargs)), self.drawn)
 
         factory.__name__, factory.__module__ = name, cls.__module__
         return factory
 
 
-def _drawn(layer: nn.Module) -> nn.Module:
-    """The layer with tables of zeros drawn at random: those codebooks come with pretrained weights alone."""
+def _drawn(layer: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    """The layer with some parameters, and tables of zeros, drawn at random: the model around it would fill them."""
+    for name in names:
+        nn.init.uniform_(layer.get_parameter(name))
     for buffer in layer.buffers():
         if buffer.ndim > 1 and buffer.is_floating_point() and not buffer.any():
             nn.init.normal_(buffer)
     return layer
 
 
-def _transformers(model: str, config: str) -> Configured:
+def _transformers(model: str, config: str, *drawn: str) -> Configured:
     place = f"transformers.models.{model}"
-    return Configured(f"{place}.modeling_{model}", f"{place}.configuration_{model}:{config}")
+    return Configured(f"{place}.modeling_{model}", f"{place}.configuration_{model}:{config}", drawn)
 
 
 dac = Plain("dac.nn.quantize")
@@ -91,10 +94,9 @@ vitvqgan = Plain("vitvqgan.modules.stage1.quantizers")
 chameleon = _transformers("chameleon", "ChameleonVQVAEConfig")
 hf_dac = _transformers("dac", "DacConfig")
 hf_encodec = _transformers("encodec", "EncodecConfig")
-emu3 = _transformers("emu3", "Emu3VQVAEConfig")
 janus = _transformers("janus", "JanusVQVAEConfig")
 mimi = _transformers("mimi", "MimiConfig")
-wav2vec2 = _transformers("wav2vec2", "Wav2Vec2Config")
+wav2vec2 = _transformers("wav2vec2", "Wav2Vec2Config", "codevectors")
 xcodec2 = _transformers("xcodec2", "Xcodec2Config")
 
 
