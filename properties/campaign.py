@@ -102,8 +102,9 @@ def run(total: int, folder: Path, jobs: int) -> list[dict[str, Any]]:
         had = Counter(part["layer"] for part in done)
         everyone = list(layers())
         least = min(had[it.key] for it in everyone)
+        turn = [it for it in everyone if had[it.key] == least][: 4 * jobs]
         with ProcessPool(max_workers=jobs, max_tasks=4, context=context) as pool:
-            futures = [(it, pool.schedule(trial, args=(it,), timeout=LIMIT)) for it in everyone if had[it.key] == least]
+            futures = [(it, pool.schedule(trial, args=(it,), timeout=LIMIT)) for it in turn]
             for it, future in futures:
                 try:
                     part = future.result()
