@@ -11,7 +11,7 @@ import torch
 from vqverify import cli
 from vqverify.mutant import mutants
 from vqverify.run import scripts
-from vqverify.scripts import compose
+from vqverify.scripts import checked, compose
 from vqverify.scripts.numerals import folded, literal
 
 LAYER = """
@@ -144,3 +144,18 @@ def test_long_lines_are_broken_inside_brackets_only():
     assert max(map(len, pieces)) <= 30
     assert len(pieces) > 2
     compile("\n".join(pieces), "x", "exec")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("raise ValueError('one\\ntwo')", "ValueError: one"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("assert False", "AssertionError"),
+        ("print(1)", ""),
+    ],
+)
+def test_a_fresh_process_tells_what_was_raised(line, named):
+    ran = checked.run(f"{line}\n")
+    assert ran.error == named
+    assert ran.code == int(bool(named))

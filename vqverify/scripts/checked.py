@@ -22,7 +22,7 @@ class Ran:
     Attributes:
         code: exit status.
         printed: what it printed.
-        error: the last line of its traceback; empty without one.
+        error: the line that names the exception; empty without one.
     """
 
     code: int
@@ -52,8 +52,14 @@ def run(text: str) -> Ran:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Ran(-1, "", f"it ran for more than {LONGEST:g} s")
-    error = done.stderr.strip().splitlines()
-    return Ran(done.returncode, done.stdout, error[-1] if error and done.returncode else "")
+    return Ran(done.returncode, done.stdout, _raised(done.stderr) if done.returncode else "")
+
+
+def _raised(text: str) -> str:
+    """The line of a traceback that names the exception, whose message may have more lines."""
+    _, _, after = text.rpartition("Traceback (most recent call last):")
+    lines = [line for line in after.splitlines() if line and not line.startswith(" ")]
+    return lines[0] if lines else ""
 
 
 def fails(ran: Ran, witness: Witness) -> bool:
