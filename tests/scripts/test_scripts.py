@@ -92,6 +92,16 @@ def test_replay_prints_the_script_alone(report, run):
     assert shown == file.read_text("utf-8")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_and_the_report_is_kept(run, tmp_path):
+    (tmp_path / "mine.py").write_text(LAYER)
+    (tmp_path / "taken").write_text("")
+    arguments = ["check", "mine.py:Forgetful", "--kw", "dim=3", "--kw", "size=8", "--only", "lookup.nearest"]
+    code, _, said = run(*arguments, "--json", "r.json", "--scripts", "taken/bugs")
+    assert code == 2
+    assert "cannot be written" in said
+    assert (tmp_path / "r.json").exists()
+
+
 def test_a_row_without_a_script_says_so(run, tmp_path):
     mutant = mutants()["perplexity_base"]
     kwargs = [word for name, value in mutant.kwargs.items() for word in ("--kw", f"{name}={value}")]

@@ -84,6 +84,7 @@ def command(**given: Any) -> int:
         if old is not None:
             report = baseline.marked(report, old)
         if given["scripts"]:
+            outputs.write(report, given)  # what was found outlives a folder that cannot be written
             report = _scripted(run, report, given["scripts"])
         outputs.write(report, given)
         outputs.show(report, given["json_file"])
