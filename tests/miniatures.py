@@ -1,6 +1,8 @@
 """Tiny layers, each with one way to misbehave: what the harness says about them is tested, not they."""
 
+import ctypes
 import os
+import sys
 
 import torch
 from torch import nn
@@ -106,3 +108,22 @@ class LastOfEqual(EmaLayer):
 
     def lookup(self, flat):
         return len(self.table) - 1 - torch.cdist(flat, self.table).flip(1).argmin(1)
+
+
+class Hostile(Right):
+    """Loops for ever, reads address 0, ends the interpreter or asks for more memory than there is."""
+
+    def __init__(self, how, dim=4, codebook_size=8):
+        super().__init__(dim, codebook_size)
+        self.how = how
+
+    def forward(self, z):
+        while self.how == "loops":
+            pass
+        if self.how == "crashes":
+            ctypes.string_at(0)
+        if self.how == "exits":
+            sys.exit(0)
+        if self.how == "hoards":
+            torch.ones(2**50)
+        return super().forward(z)

@@ -124,3 +124,23 @@ def test_a_pattern_that_picks_nothing_is_refused(tmp_path, capsys):
     assert "no layer that nothing names" in capsys.readouterr().err
     assert cli.run(["matrix", str(tmp_path / "none.toml")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("how", "timeout", "status", "said"),
+    [
+        pytest.param("loops", "5", "error", "timed out after 5 s", marks=pytest.mark.nightly),
+        ("crashes", "300", "error", "the process died (exit code -11)"),
+        ("exits", "300", "failed", "SystemExit"),
+        pytest.param("hoards", "300", "failed", "memory", marks=pytest.mark.nightly),
+    ],
+)
+def test_whatever_a_layer_does_is_a_row_that_says_so(tmp_path, how, timeout, status, said):
+    (tmp_path / "layers.toml").write_text(f'[hostile]\ntarget = "{MINIATURES}:Hostile"\nkwargs = {{ how = "{how}" }}\n')
+    file = tmp_path / "page.json"
+    words = ["--only", "interface.runs", "--timeout", timeout, "--jobs", "1", "--json", str(file)]
+    code = cli.run(["matrix", str(tmp_path / "layers.toml"), *words])
+    (subject,) = from_json(json.loads(file.read_text())).subjects
+    found = next(result for result in subject.results if result.status not in {"passed", "n/a"})
+    assert (code, found.status) == ({"error": 3, "failed": 1}[status], status)
+    assert said in (found.reason or "") + (found.message or "")
