@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         "codebook_overwritten_before_backward",
         f"{HERE}:CodebookOverwritten",
-        ("loss.gradient_of_value",),
+        ("loss.gradient_of_value", "loss.gradients"),
         "the codebook that backward reads is written through .data",
         SIZES,
         "torch: in-place writes through .data bypass the version check",
