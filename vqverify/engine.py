@@ -89,6 +89,8 @@ def check(row: Invariant, subject: Quantizer, job: Job) -> Outcome:
         parts = tuple(row.parts(subject))
         subject.restore()
         examples = Examples(row, subject, job.profile, (job.seed, job.spec.name))
+    except Undetermined as reason:
+        return Outcome((_result(row, job, "undetermined", reason=str(reason)),), {})
     except Exception as error:  # noqa: BLE001
         return Outcome((_errored(row, job, None, error, 0.0),), {})
     for index, part in enumerate(parts):

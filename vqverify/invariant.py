@@ -49,7 +49,7 @@ class Invariant:
         hint: what the usual mistake looks like in code.
         follows: rows (`id` or `id[case]`) that, when they fail too, explain a failure of this one.
         check: (subject, case) -> clauses; a check that yields nothing found its hypotheses unmet.
-        parts: the cases of the row for a subject.
+        parts: the cases of the row for a subject; raises `Undetermined` where that cannot be told.
         corners: names of the pinned inputs (`vqverify.strategies.CORNERS`).
         hardening: patterns of cases that are hardening, whatever the kind of the row.
         profiles: in which the row is checked; elsewhere it is n/a.

@@ -127,6 +127,7 @@ class RowCheck:
     """One row of the catalogue on the subject; calling it fails the test where the row fails."""
 
     note: str | None = None
+    folder: Path | None = None  # of pytest's cache, for witnesses
 
     def __init__(self, subject: _Subject, id_: str, pinned: frozenset[str]) -> None:
         self._subject, self.id, self._pinned = subject, id_, pinned
@@ -142,8 +143,13 @@ class RowCheck:
         bad = [result for result in results if self._fails(result)]
         if bad:
             from vqverify.render import terminal
+            from vqverify.report import save_witnesses
 
-            pytest.fail("\n".join(terminal.failure_text(run.report(), result) for result in bad), pytrace=False)
+            report = run.report()
+            if self.folder is not None:
+                save_witnesses(report, self.folder)
+            text = "\n".join(terminal.failure_text(report, result, self.folder) for result in bad)
+            pytest.fail(text, pytrace=False)
         self.note = _note(results)
         return results
 
@@ -165,6 +171,15 @@ def _note(results: Sequence[Result]) -> str | None:
         if result.status in LETTERS:
             return f"{result.status}: {result.reason}"
     return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tell a row where pytest's cache keeps things: the witness of a failure is written there, to be replayed."""
+    check = getattr(getattr(item, "callspec", None), "params", {}).get("check")
+    cache = getattr(item.config, "cache", None)
+    if isinstance(check, RowCheck) and cache is not None:
+        folder, here = cache.mkdir("vqverify"), Path.cwd()
+        check.folder = folder.relative_to(here) if folder.is_relative_to(here) else folder  # short enough for a line
 
 
 @pytest.hookimpl(wrapper=True)

@@ -231,9 +231,14 @@ def subject_exit(
 
 def save(report: Report, path: Path) -> None:
     """Write the report as JSON and its witnesses into `<path>.witnesses/`."""
-    for digest, witness in report.witnesses.items():
-        write_atomically(path.with_name(f"{path.name}.witnesses") / f"{digest}.json", dumps(witness))
+    save_witnesses(report, path.with_name(f"{path.name}.witnesses"))
     write_atomically(path, dumps(report.to_json()))
+
+
+def save_witnesses(report: Report, folder: Path) -> None:
+    """Write each witness as `<digest>.json`."""
+    for digest, witness in report.witnesses.items():
+        write_atomically(folder / f"{digest}.json", dumps(witness))
 
 
 def dumps(data: Any) -> str:

@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 
+from vqverify import cli
 from vqverify.invariant import registry
 
-ROWS = tuple(registry())  # imported before pytester takes its snapshot of what is
+ROWS = tuple(registry())  # imported before pytester takes its snapshot of what is, as
+st.binary().validate()  # the modules that Hypothesis imports when it first draws
 MINIATURES = str(Path(__file__).parents[1] / "miniatures.py")
 pytest_plugins = ("pytester",)
 
@@ -38,6 +41,21 @@ def test_an_item_a_row(pytester):
 def test_a_failing_row_fails_with_its_witness(pytester):
     done = outcome(pytester, "AlwaysWrong", "claims={'metric': 'euclidean'}, only=['lookup.nearest']")
     done.stdout.fnmatch_lines(["*lookup.nearest  regret*", "*must hold*", "*witness*", "*1 failed, 1 passed*"])
+
+
+def test_the_witness_of_a_failure_is_kept_for_replay(pytester):
+    pytester.makepyfile(
+        f"""
+        import vqverify
+
+        @vqverify.parametrize_with_invariants({f"{MINIATURES}:AlwaysWrong"!r}, only=["lookup.nearest"])
+        def test_layer(check):
+            check()
+        """
+    )
+    pytester.runpytest_inprocess()
+    (kept,) = (pytester.path / ".pytest_cache").rglob("vqverify/*.json")
+    assert cli.run(["replay", str(kept)]) == 1
 
 
 def test_pinned_rows_must_apply(pytester):

@@ -149,11 +149,20 @@ def _jaccard(a: Tensor, b: Tensor) -> float:
 def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...], str]:
     """Where codes do not name the rows that z_q is made of: what they could name, to be checked."""
     assert look.codes is not None
-    single = look.codes.shape[1] == 1
-    for candidate in _views(bench, look, 2) if single else ():
-        if _owns(bench, look, candidate):
-            text = "each row of {} owns the latents of one code, but of another number than its own"
-            return (candidate.slot,), text.format(candidate.slot.name)
+    levels = look.codes.shape[1]
+    single = levels == 1
+    owned: dict[int, Slot] = {}
+    for candidate in _views(bench, look, 2):
+        for level in range(levels):
+            if level not in owned and _owns(bench, look, candidate, level):
+                owned[level] = candidate.slot
+                break
+        if len(owned) == levels:
+            slots = tuple(owned[level] for level in range(levels))
+            return (
+                slots,
+                f"each row of {_names(slots)} owns the latents of one code, but of another number than its own",
+            )
     for candidate in _views(bench, look, int(look.codes.max()) + 1, idle=True) if single and odd else ():
         if nearest(bench, look, candidate.slot) >= 0.9:
             text = "the codes name the rows of {} nearest to z, but z_q is not made of them alone"
@@ -161,9 +170,9 @@ def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...
     return (), f"no tensor of the state has rows whose change {EFFECT}: no codebook is stored"
 
 
-def _owns(bench: Bench, look: Look, candidate: _View) -> bool:
+def _owns(bench: Bench, look: Look, candidate: _View, level: int) -> bool:
     assert look.codes is not None
-    codes, good = look.codes[:, 0], 0
+    codes, good = look.codes[:, level], 0
     for row in range(min(candidate.rows, MOST)):
         chosen = torch.arange(candidate.rows) == row
         result = _changed(bench, look, candidate.slot, chosen.to(look.z), row)

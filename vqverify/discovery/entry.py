@@ -134,8 +134,10 @@ def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) 
             dim = next(iter(local))
         chosen = local[dim]
         if any(candidate.codes for candidate in chosen):
-            steady = any(candidate.steady for candidate in chosen)
-            chosen = [candidate for candidate in chosen if (candidate.steady if steady else candidate.codes)]
+            ends = {candidate.grid.layout.endswith("D") for candidate in chosen if candidate.steady}
+            # codes tell on which side the features are; with them there, codes that land elsewhere are a mistake to report
+            chosen = [c for c in chosen if c.codes and (not ends or c.grid.layout.endswith("D") in ends)]
+            chosen.sort(key=lambda candidate: bool(ends) and not candidate.steady)
         if any("1" not in candidate.z_q.form for candidate in chosen):
             chosen = [candidate for candidate in chosen if "1" not in candidate.z_q.form]
         return [candidate for candidate in chosen if candidate.train == chosen[0].train]

@@ -80,8 +80,13 @@ def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 def _leaks(subject: Quantizer) -> tuple[str, ...]:
     """Latents that train with the layer, and latents of a frozen encoder; not where a share of the gradient is declared."""
-    said = {name: str(subject.claims[name].value) for name in ("learning", "estimator") if name in subject.claims}
+    said = {
+        name: str(subject.claims[name].value)
+        for name in ("learning", "estimator", "synchronized")
+        if name in subject.claims
+    }
     declared = "decoder" in said.get("learning", "") or said.get("estimator") == "synchronized"
+    declared = declared or float(said.get("synchronized", 0)) > 0
     numbers = constructed(subject)
     family = trait(subject, "estimator")
     unknown = family is None and not (trait(subject, "hard") and trait(subject, "deterministic"))  # relaxed, perhaps

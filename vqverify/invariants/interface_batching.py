@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,7 +145,7 @@ def batch_independence(subject: Quantizer, case: Case) -> Iterator[Clause]:
 def groupings(subject: Quantizer) -> tuple[str, ...]:
     """Every way to hand in the same latents, besides the one that checks use first."""
     layouts = subject.domain.layouts if repeating_modes(subject) else ()
-    entries = [f"{layout} x N" for layout in layouts if "B" in layout]
+    entries = [f"{layout} x {count}" for layout in layouts if "B" in layout for count in ("N", "2")]
     return (*entries, *(f"{layout} x 1" for layout in layouts[1:]))
 
 
@@ -157,17 +158,23 @@ def groupings(subject: Quantizer) -> tuple[str, ...]:
     state="both",
     parts=groupings,
     corners=("generic", "on-code", "unit"),
-    mutants=("loss_summed_over_batch", "learns_first_entry"),
-    hint="reduce losses and statistics over all token axes together; a mean over one axis depends on the grouping.",
+    mutants=("loss_summed_over_batch", "learns_first_entry", "mixes_batch_and_tokens"),
+    hint="reduce losses and statistics over all token axes together; a mean over one axis depends on the grouping; view(N, B) "
+    "is no transpose of (B, N).",
 )
 def regroup(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """The same latents in another grouping or layout give the same codes, loss and state."""
     layout, _, count = (case.part or "").partition(" x ")
+    if count == "2":  # entries of several latents each: axes that are mixed up show only here
+        even = len(case.z) // 2 * 2
+        if even < max(4, subject.domain.min_n):
+            return
+        case = replace(case, z=case.z[:even], g=case.g[:even])
     train = train_repeats(subject)
     want = subject.forward(case.z, train=train, seed=case.seed)
     moved = learnt(subject)
     prepare(subject, case)
-    groups = len(case.z) if count == "N" else 1
+    groups = len(case.z) if count == "N" else int(count)
     got = subject.forward(case.z, train=train, seed=case.seed, layout=layout, groups=groups)
     if train and still(subject) and _same_codes(want, got, torch.arange(len(case.z))):
         yield from learnt_agree(subject, moved, learnt(subject), len(case.z), float(case.z.abs().max()))

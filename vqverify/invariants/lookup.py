@@ -87,16 +87,22 @@ def forward_is_code(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 def _unexplained(subject: Quantizer, out: Quantized, u: float) -> Iterator[Clause]:
-    """A codebook in the latents' own space and one code a latent, and nothing in the pass that comes near e[k]."""
+    """Codebooks in the latents' own space, and nothing in the pass that comes near e[k]."""
     z, value = array(out.z.rows), array(out.z_q.rows)
-    if out.codes is None or out.codes.shape[1] != 1 or len(out.codebook) != 1 or out.codebook[0].shape[1] != z.shape[1]:
+    if out.codes is None or out.codes.shape[1] != len(out.codebook):
+        return
+    if len(out.codebook) > 1:
+        yield from _misnamed(out, z, value, u)
+        return
+    book = array(next(iter(out.codebook)))
+    if book.shape[1] != z.shape[1]:
         return
     if trait(subject, "structure") not in {"plain", None} or trait(subject, "estimator") not in {
         "straight-through",
         "none",
     }:
         return
-    k, book = out.codes[:, 0].cpu().numpy(), array(out.codebook[0])
+    k = out.codes[:, 0].cpu().numpy()
     kept = (k >= 0) & (k < len(book))
     q = book[np.clip(k, 0, len(book) - 1)]
     bound = 4 * u * (norms(q) + norms(q - z)) + tiny(subject)
@@ -104,6 +110,25 @@ def _unexplained(subject: Quantizer, out: Quantized, u: float) -> Iterator[Claus
         yield within(
             norms(value - q)[kept], bound[kept], "forward", "|z_q − e[k]|: the codes do not name what was returned"
         )
+
+
+def _misnamed(out: Quantized, z: Array, value: Array, u: float) -> Iterator[Clause]:
+    """Codes side by side, each a row of its own table, but not the row that the code names."""
+    books = [array(book) for book in out.codebook]
+    if out.codes is None or sum(book.shape[1] for book in books) != z.shape[1]:
+        return
+    ends = np.cumsum([book.shape[1] for book in books])[:-1]
+    for level, (book, part, latents) in enumerate(
+        zip(books, np.split(value, ends, 1), np.split(z, ends, 1), strict=True)
+    ):
+        k = out.codes[:, level].cpu().numpy()
+        q = book[np.clip(k, 0, len(book) - 1)]
+        bound = 4 * u * (norms(book).max() + norms(part) + norms(latents)) + np.finfo(np.float32).tiny
+        own = np.sqrt(squared_distances(part, book).min(1)) <= bound  # a table in another space has no such rows
+        if own.mean() > 0.9:
+            kept = own & (k >= 0) & (k < len(book))
+            message = f"|z_q − e[k]| in the slice of level {level}: its codes name other rows of the codebook"
+            yield within(norms(part - q)[kept], bound[kept], "forward", message)
 
 
 def squared_distances(z: Array, book: Array) -> Array:

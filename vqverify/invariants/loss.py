@@ -9,7 +9,7 @@ import torch
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
-from vqverify.invariant import invariant
+from vqverify.invariant import Undetermined, invariant
 from vqverify.invariants.measure import array, roundoff, stream, tiny, trait
 from vqverify.invariants.residual import silenced
 from vqverify.invariants.weights import Measured, gradient_at, isolated, laws, measure, value, weighed, weight_argument
@@ -22,8 +22,17 @@ CORNERS = ("on-code", "single", "tie", "parallel", "far", "off-centre")
 
 
 def these_terms(subject: Quantizer) -> tuple[str | None, ...]:
-    """Applies where the loss was found to be of commitment and codebook terms only, of codes that are known."""
-    return () if trait(subject, "loss_coefficients") is None or elsewhere(subject) else (None,)
+    """Applies where the loss was found to be of commitment and codebook terms only, of codes that are known.
+
+    Raises:
+        Undetermined: if it was not: a term that is wrong looks like another term.
+    """
+    if elsewhere(subject):
+        return ()
+    if trait(subject, "loss_coefficients") is None:
+        found = subject.traits.get("loss_coefficients")
+        raise Undetermined(f"loss_coefficients is unknown: {found.evidence if found else 'not probed'}")
+    return (None,)
 
 
 def elsewhere(subject: Quantizer) -> bool:

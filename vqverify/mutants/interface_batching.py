@@ -106,6 +106,16 @@ class ReadsStorage(EmaLayer):
         return super().forward(z)
 
 
+class MixesBatchAndTokens(EmaLayer):
+    """view(N, B) and a transpose for view(B, N): right for one batch entry, and for entries of one latent."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, N, D) to (z_q, codes, loss)."""
+        b, n, _ = z.shape
+        z_q, codes, loss = super().forward(z)
+        return z_q, codes.view(n, b).t(), loss
+
+
 class ChunkForgetsRest(ImageLayer):
     """The search runs in chunks of 64, and the last chunk is dropped when it is not full."""
 
@@ -192,6 +202,14 @@ MUTANTS = (
         "one batch entry learns",
         SIZES,
         "z[0] for z",
+    ),
+    Mutant(
+        "mixes_batch_and_tokens",
+        f"{HERE}:MixesBatchAndTokens",
+        ("interface.regroup",),
+        "codes of other latents",
+        SIZES,
+        "view for transpose",
     ),
     Mutant(
         "image_path_differs",

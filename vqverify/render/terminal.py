@@ -92,7 +92,12 @@ def _failure(report: Report, result: Result, saved: Path | None) -> RenderableTy
         for name, value in witness.lines(program):
             inner.add_row(name, Text(value))
         table.add_row("witness", inner)
-        table.add_row("replay", Text(f"vqverify replay {saved or 'REPORT.json'}#{result.witness}"))
+        at = (
+            saved / f"{result.witness}.json"
+            if saved and saved.is_dir()
+            else f"{saved or 'REPORT.json'}#{result.witness}"
+        )
+        table.add_row("replay", Text(f"vqverify replay {at}"))
     if result.script:
         table.add_row("script", Text(f"seen to fail in a process of its own\n{result.script.rstrip()}"))
     elif result.unscripted:
@@ -101,11 +106,11 @@ def _failure(report: Report, result: Result, saved: Path | None) -> RenderableTy
     return Group(_headline(result), Padding(message, (0, 0, 0, 2)), Padding(table, (0, 0, 0, 4)))
 
 
-def failure_text(report: Report, result: Result, width: int = 100) -> str:
-    """One result as plain text, for a test's failure message."""
+def failure_text(report: Report, result: Result, kept: Path | None = None, width: int = 100) -> str:
+    """One result as plain text, for a test's failure message; `kept` is the folder with its witness, if any."""
     console = Console(width=width, color_system=None, highlight=False)
     with console.capture() as text:
-        console.print(_failure(report, result, None))
+        console.print(_failure(report, result, kept))
     return "\n".join(line.rstrip() for line in text.get().splitlines())
 
 
