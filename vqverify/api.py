@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vqverify.quantizer import Spec
-from vqverify.run.request import Request, seed_for
+from vqverify.run.request import Request, RequestError, seed_for
 from vqverify.run.runner import check
 
 if TYPE_CHECKING:
@@ -100,9 +100,18 @@ def subject_of(
     adapter: str | None,
     seed: int,
 ) -> tuple[Spec, Any]:
-    """A spec, and the object to open in its place where the target is no name."""
+    """A spec, and the object to open in its place where the target is no name.
+
+    Raises:
+        RequestError: if an argument is of a wrong kind.
+    """
     from torch import nn
 
+    if not (isinstance(target, str) or callable(target)):
+        raise RequestError(f"target is {target!r}; a class, function, built module or 'file.py:Class' is needed")
+    for name, given in (("kwargs", kwargs), ("claims", claims)):
+        if given is not None and not isinstance(given, Mapping):
+            raise RequestError(f"{name} is {given!r}; a mapping of names to values is needed")
     name = target if isinstance(target, str) else _name(target)
     spec = Spec(name, dict(kwargs or {}), dict(claims or {}), role, adapter, seed)
     if isinstance(target, str):

@@ -42,7 +42,7 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
     help="Longest time for one row, in a process of its own.",
 )

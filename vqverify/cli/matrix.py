@@ -26,7 +26,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("layers", metavar="LAYERS.toml", type=click.Path(path_type=Path))
 @asking_options
 @click.option("--pick", multiple=True, metavar="GLOB", help="Layers to check, by the names of their tables.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of construction and search.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of construction and search.  [default: 0]")
 @click.option("--jobs", type=click.IntRange(min=1), help="Layers at a time.  [default: a process a core]")
 @click.option(
     "--timeout",

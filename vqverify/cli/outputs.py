@@ -127,7 +127,10 @@ def read(path: Path) -> Report:
         raise ReportError(f"{path} is no report: {error}") from None
     if not isinstance(data, dict):
         raise ReportError(f"{path} is no report: it needs a JSON object")
-    return from_json(data)
+    try:
+        return from_json(data)
+    except ReportError as error:
+        raise ReportError(f"{path} is no report: {error}") from None
 
 
 @contextmanager

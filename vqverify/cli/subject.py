@@ -48,7 +48,7 @@ _OPTIONS = (
     click.option("--dtype", metavar="NAME", help="Cast the layer, and give it latents, in this dtype."),
     click.option(
         "--seed",
-        type=click.IntRange(min=0),
+        type=click.IntRange(0, 2**32 - 1),
         help="Seed of construction and search.  [default: 0; nightly: drawn]",
     ),
     click.option("--traceback", is_flag=True, help="Show where an error comes from."),

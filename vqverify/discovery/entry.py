@@ -104,7 +104,7 @@ def _give_up(trial: Trial, dims: list[int], required: list[str]) -> NoReturn:
     if required:
         reason = f"{name}.forward needs {', '.join(required)} besides the latents, and no guess works"
     elif trial.integers:
-        reason = f"{name} returns whole numbers and nothing of its input's size: codes without a z_q"
+        reason = f"{name} returned {trial.returned}: nothing of its input's size, so these are codes without a z_q"
     else:
         reason = f"{name} returned {trial.returned}: a tensor of its input's size is needed, to be z_q"
         if not trial.arrays:  # no adapter could find one

@@ -39,6 +39,10 @@ def leaves(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
             yield from leaves(value, (*path, name))
 
 
+def _real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def told(returned: Any, depth: int = 0) -> str:
     """What a layer returned, in few words."""
     if isinstance(returned, Tensor):
@@ -121,7 +125,7 @@ class Trial:
         if returned is None:
             return None
         found = list(leaves(returned[0]))
-        self.integers |= any(not tensor.is_floating_point() and tensor.numel() > 1 for _, tensor in found)
+        self.integers |= any(not _real(tensor) and tensor.numel() > 1 for _, tensor in found)
         self.arrays |= any(tensor.is_floating_point() and tensor.numel() > 1 for _, tensor in found)
         self.returned = self.returned or f"{told(returned[0])} for latents of shape {tuple(x.shape)}"
         return found if grad else [(path, tensor.detach().clone()) for path, tensor in found]

@@ -148,12 +148,27 @@ def alive(subject: Quantizer, case: Case) -> Iterator[Clause]:
     yield holds(sent != 0, "cancelled", "z_q hangs on z in the graph, and the gradient that z receives is exactly 0")
 
 
+def _trained(subject: Quantizer) -> tuple[str, ...]:
+    """A layer whose loss trains the encoder means to train it; one without may be made for a frozen one."""
+    if not _undeclared(subject):
+        return ()
+    z = torch.randn(max(8, subject.domain.min_n), subject.domain.dim, generator=torch.Generator().manual_seed(5))
+    try:
+        out = subject.forward(z.to(subject.domain.dtype), train=True)
+        with guarded("backward of the loss"):
+            pulled = [gradient(loss.sum(), out.z.tensor) for loss in out.losses if loss.requires_grad]
+    except Violation:
+        pulled = []  # interface.runs says so
+    return ("beside a loss",) if any(found is not None and found.any() for found in pulled) else ("without a loss",)
+
+
 @invariant(
     "estimator.reaches",
-    kind="limit",
+    kind="contract",
+    hardening=("without a loss",),
     mode="table",
     source="definition of an estimator; van den Oord 2017 §3.1",
-    parts=_undeclared,
+    parts=_trained,
     corners=("generic",),
     follows=("estimator.alive",),
     mutants=("codes_without_estimator",),
@@ -161,7 +176,7 @@ def alive(subject: Quantizer, case: Case) -> Iterator[Clause]:
     "estimator=none.",
 )
 def reaches(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """In training the latents receive a gradient from z_q."""
+    """In training the latents receive a gradient from z_q: hardening where no loss of the layer trains them either."""
     yield holds(bool(_arriving(subject, case)), "nothing", "nothing that is done to z_q gives the latents a gradient")
 
 

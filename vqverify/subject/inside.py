@@ -47,8 +47,9 @@ def load_state(model: nn.Module, path: str) -> None:
     except OSError as error:
         raise TargetError(f"{shown} cannot be read: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).strip().split("\n")[0][:120]
-        raise TargetError(f"{shown} is no file of tensors that torch.load(weights_only=True) reads: {first}") from error
+        raise TargetError(
+            f"{shown} is no file of tensors alone: a state_dict is needed, as torch.save(model.state_dict(), FILE) writes it"
+        ) from error
     wanted = set(model.state_dict())
     found = _state(held, wanted)
     if found is None:
@@ -116,7 +117,9 @@ def load_latents(path: str, dim: int, layout: str, dtype: torch.dtype) -> Tensor
     form = layout if held.ndim == len(layout) else "ND" if held.ndim == 2 else ""
     axis = form.find("D")
     if not form or held.shape[axis] != dim or not held.size:
-        raise TargetError(f"{shown} has shape {held.shape}; (N, {dim}) is needed, or the layer's layout {layout}")
+        raise TargetError(
+            f"{shown} has shape {held.shape}; (N, {dim}) with N ≥ 1 is needed, or the layer's layout {layout}"
+        )
     if not np.isfinite(held).all():
         raise TargetError(f"{shown} holds NaN or infinity")
     tensor = torch.from_numpy(np.ascontiguousarray(held)).to(dtype)
