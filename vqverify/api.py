@@ -109,9 +109,10 @@ def subject_of(
 
     if not (isinstance(target, str) or callable(target)):
         raise RequestError(f"target is {target!r}; a class, function, built module or 'file.py:Class' is needed")
-    for name, given in (("kwargs", kwargs), ("claims", claims)):
-        if given is not None and not isinstance(given, Mapping):
-            raise RequestError(f"{name} is {given!r}; a mapping of names to values is needed")
+    pairs: tuple[tuple[str, object], ...] = (("kwargs", kwargs), ("claims", claims))
+    for argument, value in pairs:
+        if value is not None and not isinstance(value, Mapping):
+            raise RequestError(f"{argument} is {value!r}; a mapping of names to values is needed")
     name = target if isinstance(target, str) else _name(target)
     spec = Spec(name, dict(kwargs or {}), dict(claims or {}), role, adapter, seed)
     if isinstance(target, str):
