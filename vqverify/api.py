@@ -109,15 +109,18 @@ def subject_of(
 
     if not (isinstance(target, str) or callable(target)):
         raise RequestError(f"target is {target!r}; a class, function, built module or 'file.py:Class' is needed")
-    pairs: tuple[tuple[str, object], ...] = (("kwargs", kwargs), ("claims", claims))
-    for argument, value in pairs:
-        if value is not None and not isinstance(value, Mapping):
-            raise RequestError(f"{argument} is {value!r}; a mapping of names to values is needed")
+    _must_map("kwargs", kwargs)
+    _must_map("claims", claims)
     name = target if isinstance(target, str) else _name(target)
     spec = Spec(name, dict(kwargs or {}), dict(claims or {}), role, adapter, seed)
     if isinstance(target, str):
         return spec, None
     return spec, _Built(target) if isinstance(target, nn.Module) and role == "layer" else target
+
+
+def _must_map(argument: str, value: object) -> None:
+    if not (value is None or isinstance(value, Mapping)):
+        raise RequestError(f"{argument} is {value!r}; a mapping of names to values is needed")
 
 
 class _Built:
