@@ -119,7 +119,7 @@ BAD = [
     ({"state": "evil.pt"}, "is no file of tensors"),
     ({"state": "other.pt"}, "does not fit Autoencoder: it lacks decoder.bias, decoder.weight"),
     ({"state": "wide.pt"}, "size mismatch"),
-    ({"latents": "narrow.npy"}, r"has shape \(3, 5\); \(N, 4\) is needed"),
+    ({"latents": "narrow.npy"}, r"has shape \(3, 5\); \(N, 4\) with N"),
     ({"latents": "whole.npy"}, "holds an array of int64; floats are needed"),
     ({"latents": "nan.npy"}, "holds NaN or infinity"),
     ({"latents": "ckpt.pt"}, "holds a NpzFile; floats are needed"),

@@ -89,7 +89,9 @@ def test_levels_of_a_stack_are_not_mixed() -> None:
 
 def test_codes_without_z_q_need_an_adapter() -> None:
     kwargs = {"dim": 8, "num_codebooks": 2, "codebook_dim": 4, "codebook_size": 16}
-    with pytest.raises(DiscoveryError, match="RandomProjectionQuantizer returns whole numbers"):
+    with pytest.raises(
+        DiscoveryError, match=r"RandomProjectionQuantizer returned a tensor of shape .* int64 .* codes without a z_q"
+    ):
         opened(f"{VQP}:RandomProjectionQuantizer", kwargs)
 
 
