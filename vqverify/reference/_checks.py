@@ -105,6 +105,11 @@ def same_shape(name: str, value: object, other: str, like: Tensor) -> None:
         raise ValueError(f"{name} must have the shape of {other}, {tuple(like.shape)}; it was {tuple(value.shape)}")
 
 
+def all_finite(value: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; a finite sum shows it at a fraction of the cost of a test of each entry."""
+    return bool(value.detach().sum().isfinite()) or bool(value.isfinite().all())
+
+
 def finite(name: str, value: Tensor, *, infinity: bool = False) -> None:
     """Check that no entry is NaN or, unless that has a meaning, infinite. Not under a compiler: it would break the graph.
 
@@ -112,6 +117,8 @@ def finite(name: str, value: Tensor, *, infinity: bool = False) -> None:
         ValueError: if one is.
     """
     if torch.compiler.is_compiling():
+        return
+    if all_finite(value):
         return
     bad = value.isnan() if infinity else ~value.isfinite()
     if bool(bad.any()):

@@ -164,8 +164,9 @@ def _close(distance: Tensor, dim: int) -> Tensor:
 
 def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the pairs whose code repeats a candidate of lower index: it is as near, and loses the tie."""
-    used = code.unique()  # sorted
     repeats = torch.zeros(len(codebook), dtype=torch.bool, device=codebook.device)
+    repeats[code] = True
+    used = repeats.nonzero().squeeze(1)
     repeats[used] = _repeats(codebook, used)
     keep = ~repeats[code]
     return row[keep], code[keep]
@@ -173,11 +174,10 @@ def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tens
 
 def _repeats(codebook: Tensor, used: Tensor) -> Tensor:
     """Return which of the given codes, indices in increasing order, equal one before them."""
-    multipliers = torch.randint(2**62, (codebook.shape[1],), generator=torch.Generator().manual_seed(0))
-    multipliers = (2 * multipliers + 1).to(codebook.device)
+    wide = torch.promote_types(codebook.dtype, torch.float32)
+    weights = torch.randn(codebook.shape[1], generator=torch.Generator().manual_seed(0), dtype=wide).to(codebook.device)
     blocks = used.split(max(1, _BLOCK // codebook.shape[1]))
-    # + 0: -0 becomes 0; integer arithmetic wraps around
-    keys = [((codebook[block].double() + 0.0).view(torch.int64) * multipliers).sum(1) for block in blocks]
+    keys = [codebook[block].to(wide) @ weights for block in blocks]
     _, group = torch.cat(keys).unique(return_inverse=True)
     first = torch.full_like(used, len(codebook)).scatter_reduce_(0, group, used, "amin")[group]
     # equal keys only suggest it

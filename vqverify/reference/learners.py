@@ -106,7 +106,7 @@ class Learner:
             new["codebook"] = torch.where(lost, state["codebook"], directions(new["codebook"]))
         if self.replacement:
             self._replace(new, batch.counts, z[codes >= 0] if masked else z)
-        if not bool(new["codebook"].isfinite().all()):
+        if not _checks.all_finite(new["codebook"]):
             # codes that somebody set to NaN or infinity, never to be chosen, may stay
             _checks.finite("a code that z leads to", torch.where(state["codebook"].isfinite(), new["codebook"], 0))
         return new
