@@ -98,10 +98,8 @@ def _scripted(run: Run, report: Report, folder: Path) -> Report:
     from vqverify.subject.layer import Layer
 
     subject = run.opened.subject
-    try:
+    with outputs.writing(folder):
         return scripts.scripted(report, folder, subject=subject if isinstance(subject, Layer) else None)
-    except OSError as error:
-        words.refuse(f"{error.filename or folder} cannot be written: {error.strerror}")
 
 
 def _request(given: dict[str, Any]) -> Request:

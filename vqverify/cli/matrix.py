@@ -13,6 +13,7 @@ import click
 
 from vqverify.cli import outputs, words
 from vqverify.cli.asked import asking_options
+from vqverify.cli.subject import SEED
 
 if TYPE_CHECKING:
     from vqverify.report import Report
@@ -26,7 +27,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("layers", metavar="LAYERS.toml", type=click.Path(path_type=Path))
 @asking_options
 @click.option("--pick", multiple=True, metavar="GLOB", help="Layers to check, by the names of their tables.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of construction and search.  [default: 0]")
+@click.option("--seed", type=SEED, help="Seed of construction and search.  [default: 0]")
 @click.option("--jobs", type=click.IntRange(min=1), help="Layers at a time.  [default: a process a core]")
 @click.option(
     "--timeout",

@@ -86,7 +86,7 @@ def writing(path: Path) -> Generator[None]:
 
 def _blocking(path: Path) -> Path:
     """What stands in the way of a folder."""
-    return next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), path.parent)
+    return next((parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()), path.parent)
 
 
 def show(report: Report, saved: Path | None = None) -> None:

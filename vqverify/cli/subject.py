@@ -12,6 +12,7 @@ from vqverify.cli import words
 if TYPE_CHECKING:
     from vqverify.quantizer import Spec
 
+SEED = click.IntRange(0, 2**32 - 1)  # what every generator takes
 REFERENCE = "vqverify.reference:VectorQuantizer"
 REFERENCE_KWARGS = {"dim": 8, "codebook_size": 16}
 
@@ -48,7 +49,7 @@ _OPTIONS = (
     click.option("--dtype", metavar="NAME", help="Cast the layer, and give it latents, in this dtype."),
     click.option(
         "--seed",
-        type=click.IntRange(0, 2**32 - 1),
+        type=SEED,
         help="Seed of construction and search.  [default: 0; nightly: drawn]",
     ),
     click.option("--traceback", is_flag=True, help="Show where an error comes from."),

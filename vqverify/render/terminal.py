@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -55,7 +55,7 @@ def _failures(report: Report, subject: SubjectReport, saved: Path | None) -> Ite
     groups = words.grouped(words.failures(subject))
     for number, (cause, followers) in enumerate(groups):
         brief = number >= IN_FULL
-        yield _brief(cause) if brief else _failure(report, cause, saved)
+        yield _brief(cause) if brief else _failure(report, cause, _inside(saved))
         if followers:
             yield Padding(Text("and with it:", "dim"), (0, 0, 0, 4), expand=False)
         for result in followers:
@@ -76,7 +76,12 @@ def _headline(result: Result) -> Text:
     return text
 
 
-def _failure(report: Report, result: Result, saved: Path | None) -> RenderableType:
+def _inside(saved: Path | None) -> Callable[[str | None], object]:
+    """Where a witness of a report is, for who replays it."""
+    return lambda digest: f"{saved or 'REPORT.json'}#{digest}"
+
+
+def _failure(report: Report, result: Result, at: Callable[[str | None], object]) -> RenderableType:
     table = _grid("dim", None)
     if result.reason:
         table.add_row("reason", Text(words.clean(result.reason)))
@@ -92,12 +97,7 @@ def _failure(report: Report, result: Result, saved: Path | None) -> RenderableTy
         for name, value in witness.lines(program):
             inner.add_row(name, Text(value))
         table.add_row("witness", inner)
-        at = (
-            saved / f"{result.witness}.json"
-            if saved and saved.is_dir()
-            else f"{saved or 'REPORT.json'}#{result.witness}"
-        )
-        table.add_row("replay", Text(f"vqverify replay {at}"))
+        table.add_row("replay", Text(f"vqverify replay {at(result.witness)}"))
     if result.script:
         table.add_row("script", Text(f"seen to fail in a process of its own\n{result.script.rstrip()}"))
     elif result.unscripted:
@@ -110,7 +110,7 @@ def failure_text(report: Report, result: Result, kept: Path | None = None, width
     """One result as plain text, for a test's failure message; `kept` is the folder with its witness, if any."""
     console = Console(width=width, color_system=None, highlight=False)
     with console.capture() as text:
-        console.print(_failure(report, result, kept))
+        console.print(_failure(report, result, (lambda digest: kept / f"{digest}.json") if kept else _inside(None)))
     return "\n".join(line.rstrip() for line in text.get().splitlines())
 
 

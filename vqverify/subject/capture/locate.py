@@ -105,7 +105,11 @@ def _locate_level(
         for reading in readings(tensor, n, dim, levels)
         if reading.part in {None, level} and _near(reading.rows(tensor.to(want.dtype), dim, levels), want, COARSE)
     ]
-    near = [spot for spot in near if _close(record, spot, want, levels) or not _any_close(record, spot, sums, levels)]
+    near = [
+        spot
+        for spot in near
+        if _close(record, spot, want, levels) or not any(_close(record, spot, total, levels) for total in sums)
+    ]
     if not near:
         return None
     # on a line or a circle a latent is near its code, too: what an estimator returns comes after the code was looked up
@@ -134,10 +138,6 @@ def _close(record: Sequence[Tensor], spot: Position, want: Tensor, levels: int) 
     """Whether a recorded tensor holds the codes themselves."""
     rows = spot.reading.rows(record[spot.index].to(want.dtype), want.shape[1], levels)
     return _near(rows, want, TIGHT)
-
-
-def _any_close(record: Sequence[Tensor], spot: Position, wants: Sequence[Tensor], levels: int) -> bool:
-    return any(_close(record, spot, want, levels) for want in wants)
 
 
 def _reaches(record: Sequence[Tensor], spot: Position, leaf: Tensor, probe: Tensor, dim: int, levels: int) -> bool:
