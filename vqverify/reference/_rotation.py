@@ -12,8 +12,8 @@ from torch.autograd import Function
 from vqverify.reference._products import full_precision, scratch
 from vqverify.reference._signature import signed
 
-_CHUNK = 1 << 18
-"""Elements of one row chunk of the rotation: 1 MiB in float32, so that its many passes stay in a large cache."""
+_CHUNK = 1 << 16
+"""Elements of one row chunk of the rotation: 256 KiB in float32, so that its many passes stay in a core's cache."""
 
 
 def antiparallel_threshold(dim: int, dtype: torch.dtype = torch.float32) -> float:
@@ -86,20 +86,25 @@ def _turn_rows(
     """Write J x or J^T x, as λx + α s + β v̂, for one chunk of rows; ``out`` may be ``work[2]``."""
     v, s, product = work
     norms = _norms(z, q)
-    ratio: Tensor | float = 1.0
-    if not torch.compiler.is_compiling() and not _squares_fit(norms):
+    ratio = None
+    # what a graph cannot look at is taken to fit, and not to be regular
+    looks = not torch.compiler.is_compiling()
+    regular = looks and _squares_fit(norms)
+    if looks and not regular:
         (z, scale_z), (q, scale_q) = _rescale(z), _rescale(q)
         norms = _norms(z, q)
         ratio = (scale_z.double() / scale_q).to(z.dtype)
-    inverse_z, inverse_q = _inverse(norms)
+    inverse_z, inverse_q = norms.reciprocal().unsqueeze(2) if regular else _inverse(norms)
     torch.mul(q, inverse_q, out=v)
     torch.addcmul(v, z, inverse_z, out=s)
     sigma = torch.linalg.vector_norm(s, dim=1)
+    regular = regular and bool((sigma >= antiparallel_threshold(z.shape[1], z.dtype)).all())
     ones = s.new_ones(s.shape[1])
     # row sums as a matrix-vector product are the fastest on short rows
     s_x = torch.mul(s, x, out=product).mv(ones)
     v_x = torch.mul(v, x, out=product).mv(ones)
-    lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), ratio, dim=z.shape[1], transpose=transpose)
+    degenerate = None if regular else _degenerate(norms, sigma, z.shape[1])
+    lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), ratio, degenerate, transpose=transpose)
     torch.mul(x, lam, out=out).addcmul_(s, alpha).addcmul_(v, beta)
 
 
@@ -114,17 +119,25 @@ def turn_zero(z: Tensor, q: Tensor) -> Tensor:
     s = v + flat_z * inverse_z
     sigma = torch.linalg.vector_norm(s, dim=1)
     dots = (s * flat_x).sum(1), (v * flat_x).sum(1)
-    lam, alpha, beta = _coefficients(norms, sigma, dots, 1.0, dim=z.shape[-1], transpose=False)
+    degenerate = _degenerate(norms, sigma, z.shape[-1])
+    lam, alpha, beta = _coefficients(norms, sigma, dots, None, degenerate, transpose=False)
     return (lam * flat_x + alpha * s + beta * v).reshape(z.shape)
+
+
+def _degenerate(norms: Tensor, sigma: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the rows (N,) without a rotation, and those of them whose Jacobian is the identity, not zero (T6)."""
+    norm_z, norm_q = norms
+    identity = (norm_z == 0) | ((norm_q > 0) & (sigma < antiparallel_threshold(dim, norms.dtype)))
+    return identity | (norm_q == 0), identity
 
 
 def _coefficients(
     norms: Tensor,
     sigma: Tensor,
     dots: tuple[Tensor, Tensor],
-    ratio: Tensor | float,
+    ratio: Tensor | None,
+    degenerate: tuple[Tensor, Tensor] | None,
     *,
-    dim: int,
     transpose: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return λ, α, β (N, 1) of λx + α s + β v̂, the conventions for degenerate rows included.
@@ -132,14 +145,18 @@ def _coefficients(
     û = s - v̂, hence both J x = λ(x - t s + 2(û·x) v̂) and J^T x = λ(x - t s + 2(v̂·x) û) are of this form.
     """
     (norm_z, norm_q), (s_x, v_x) = norms, dots
-    identity = (norm_z == 0) | ((norm_q > 0) & (sigma < antiparallel_threshold(dim, norms.dtype)))
-    degenerate = identity | (norm_q == 0)
-    # harmless stand-ins for what degenerate rows would divide by: 0/0 has no place in a graph either
-    lam = torch.where(degenerate, identity.to(sigma.dtype), norm_q / torch.where(degenerate, 1, norm_z) * ratio)
-    t = 2 * s_x / torch.where(degenerate, 1, sigma).square()
-    alpha, beta = (lam * (2 * v_x - t), -2 * lam * v_x) if transpose else (-lam * t, 2 * lam * (s_x - v_x))
-    alpha, beta = (torch.where(degenerate, 0, a).unsqueeze(1) for a in (alpha, beta))
-    return lam.unsqueeze(1), alpha, beta
+    if degenerate:
+        # harmless stand-ins for what degenerate rows would divide by: 0/0 has no place in a graph either
+        norm_z, sigma = (torch.where(degenerate[0], 1, a) for a in (norm_z, sigma))
+    lam = norm_q / norm_z
+    if ratio is not None:
+        lam = lam * ratio
+    half_t, twice = s_x / sigma.square(), 2 * lam
+    alpha, beta = (twice * (v_x - half_t), -twice * v_x) if transpose else (-twice * half_t, twice * (s_x - v_x))
+    if degenerate:
+        lam = torch.where(degenerate[0], degenerate[1].to(lam.dtype), lam)
+        alpha, beta = (torch.where(degenerate[0], 0, a) for a in (alpha, beta))
+    return lam.unsqueeze(1), alpha.unsqueeze(1), beta.unsqueeze(1)
 
 
 def _inverse(norms: Tensor) -> Tensor:
