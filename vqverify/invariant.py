@@ -104,6 +104,8 @@ def invariant(
 ) -> Callable[[Check], Check]:
     """Register a check; its docstring is the statement.
 
+    A last paragraph that begins with `Margin:` is not part of it: it says why right layers stay far from the bound.
+
     Raises:
         ValueError: if the id is taken.
     """
@@ -111,7 +113,7 @@ def invariant(
     def register(check: Check) -> Check:
         if id_ in _REGISTRY:
             raise ValueError(f"invariant {id_!r} is registered twice")
-        statement = " ".join((inspect.getdoc(check) or "").split())
+        statement = " ".join((inspect.getdoc(check) or "").partition("\n\nMargin:")[0].split())
         _REGISTRY[id_] = Invariant(
             id_, statement, source, kind, mode, state, needs, mutants, hint, follows, check, parts, corners,
             hardening, profiles,

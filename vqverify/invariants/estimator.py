@@ -116,7 +116,10 @@ def local(subject: Quantizer, case: Case) -> Iterator[Clause]:
     hint="a Jacobian is linear in the cotangent: no clipping, no normalisation of gradients inside the layer.",
 )
 def linear(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The received gradient is linear in the sent one; doubling and negating are exact in floating point."""
+    """The received gradient is linear in the sent one; doubling and negating are exact in floating point.
+
+    Margin: powers of two commute with rounding, so that a right layer's margin is 0 there.
+    """
     out = subject.forward(case.z, train=True, seed=case.seed)
     once = array(subject.vjp(out, case.g))
     fine = np.isfinite(once).all(1)
@@ -263,7 +266,10 @@ def detached(subject: Quantizer, case: Case) -> Iterator[Clause]:
     hint="eval may return the code without a gradient, or the same estimator: anything else surprises who differentiates in eval.",
 )
 def same_in_eval(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """In eval the layer either has the same Jacobian as in train, or none at all."""
+    """In eval the layer either has the same Jacobian as in train, or none at all.
+
+    Margin: the same expression in both modes has a margin of 0; the bound is for one that rounds otherwise.
+    """
     train = subject.forward(case.z, train=True, seed=case.seed)
     subject.restore()
     if case.codebook is not None:

@@ -64,7 +64,10 @@ def _carried(subject: Quantizer) -> tuple[None, ...]:
     hint="nothing but the codes may carry gradient: look for a latent added back to z_q, with or without a detached twin.",
 )
 def no_bypass(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """No gradient reaches the latents around the quantizer: with the paths through the levels' codes cut, nothing is left."""
+    """No gradient reaches the latents around the quantizer: with the paths through the levels' codes cut, nothing is left.
+
+    Margin: cutting is exact: a right layer's margin is 0.
+    """
     out = traced(subject, case)
     if not out.levels or not all(level.q_c.tensor.requires_grad for level in out.levels):
         return

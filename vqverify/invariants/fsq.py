@@ -112,6 +112,8 @@ def bijection(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Codes and level tuples are a bijection onto [0, ΠL) in an integer dtype that holds it, and every code is reached.
 
     Each coordinate takes the declared number of equally spaced values, with boundaries to suit, in train as in eval.
+
+    Margin: levels and codes are compared as integers, so that a right layer's margin is 0.
     """
     levels, train = declared_levels(subject), case.part == "train"
     if levels is None or len(levels) != width(subject):

@@ -96,6 +96,9 @@ def mask(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Masked latents are as if they were not there, and a mask of ones is no mask.
 
     Codes, values, loss, gradients and state are those of the kept latents alone, whatever the padding holds.
+
+    Margin: the kept latents are often computed alike, with a margin near 0; the bound is for products cut into
+    other blocks.
     """
     kind, _, mode = (case.part or "").partition("/")
     train, layout = mode != "eval", mask_layout(subject)

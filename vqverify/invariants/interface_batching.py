@@ -74,7 +74,10 @@ def value_modes(subject: Quantizer) -> tuple[str | None, ...]:
     follows=("interface.eval_pure", "interface.batch_independence", "update.uses_old_codes"),
 )
 def train_eval_agree(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """From the same state, train and eval give the same codes, and z_q equal within rounding."""
+    """From the same state, train and eval give the same codes, and z_q equal within rounding.
+
+    Margin: the same operations on the same numbers: the margin is 0 unless the estimator rounds the value.
+    """
     want = subject.forward(case.z, train=True, seed=case.seed)
     prepare(subject, case)
     got = subject.forward(case.z, train=False, seed=case.seed)

@@ -50,7 +50,11 @@ def formats(subject: Quantizer) -> tuple[str, ...]:
     follows=("interface.eval_pure",),
 )
 def layout(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Channels-last, channels-first and image layouts give the same codes and values for the same latents."""
+    """Channels-last, channels-first and image layouts give the same codes and values for the same latents.
+
+    Margin: where a layout is moved and then treated alike, the margin is 0; the bound is for products cut into
+    other blocks.
+    """
     want = subject.forward(case.z, train=False, seed=case.seed)
     groups = entries(case, case.part or "")
     prepare(subject, case)

@@ -222,7 +222,11 @@ def _close(subject: Quantizer, a: Quantized, b: Quantized) -> bool:
     hint="whatever a result depends on belongs in a buffer: flags, moments, step counts, frozen random projections.",
 )
 def state_round_trip(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A state_dict loaded into a fresh layer gives the same result, and so does training on from it."""
+    """A state_dict loaded into a fresh layer gives the same result, and so does training on from it.
+
+    Margin: the same operations on the same numbers: the margin is 0; the bound is for products summed in
+    another order.
+    """
     if case.part == "result":
         backward(subject.forward(case.z, train=True, seed=case.seed), case.g)
     held = copy.deepcopy(subject.module.state_dict())

@@ -219,7 +219,10 @@ def no_grad_parts(subject: Quantizer) -> tuple[str, ...]:
     "is_grad_enabled is another layer.",
 )
 def no_grad_same(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Results under no_grad, and in eval under inference_mode, are those with gradients, up to rounding."""
+    """Results under no_grad, and in eval under inference_mode, are those with gradients, up to rounding.
+
+    Margin: the same operations on the same numbers: the margin is 0 unless a kernel orders its sums by mode.
+    """
     train = case.part == "train"
     want = subject.forward(case.z, train=train, seed=case.seed)
     prepare(subject, case)

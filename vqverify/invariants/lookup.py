@@ -212,7 +212,10 @@ def _regret(subject: Quantizer, view: View, kept: Mask, u: float) -> Clause:
     hint="|z|² − 2z·c + |c|² cancels far from the origin: subtract the mean of the codes first, or recompute close rows directly.",
 )
 def nearest_off_centre(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Far from the origin, too, the chosen code is nearest within the bound of direct differences."""
+    """Far from the origin, too, the chosen code is nearest within the bound of direct differences.
+
+    Margin: regret is exactly 0, and with it the margin, where the chosen code is the nearest one.
+    """
     u = roundoff(subject)
     subject.restore()  # its own codes, spread as they were built
     own, *rest = subject.codebooks()

@@ -212,7 +212,10 @@ def _patched(out: Quantized, index: int) -> bool:
     hint="a squared distance is ≥ 0 and vanishes where latent and code agree: look for a sign, an ε or a constant.",
 )
 def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A loss of commitment and codebook terms is ≥ 0, and 0 where z = q."""
+    """A loss of commitment and codebook terms is ≥ 0, and 0 where z = q.
+
+    Margin: on a code z − q is exactly 0, and so is the margin, unless a projection or normalisation rounds.
+    """
     found = measure(subject, case)
     if found is None or not found.plain:
         return
@@ -278,7 +281,10 @@ def duplication(subject: Quantizer, case: Case) -> Iterator[Clause]:
     hint="|z − q|² scales with the square of the data; a norm without its square, a normalisation or an ε does not.",
 )
 def homogeneous(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Scaling latents and codes by s scales the loss by s²: exactly, for a power of two."""
+    """Scaling latents and codes by s scales the loss by s²: exactly, for a power of two.
+
+    Margin: a power of two commutes with rounding, so that a right layer's margin is 0.
+    """
     books = subject.codebooks()
     once = measure(subject, case)
     if once is None or not once.plain:

@@ -106,9 +106,10 @@ def term(subject: Quantizer, name: str, z: Tensor, book: Tensor | None = None, *
 def closed_forms(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A regulariser takes its known values: 0 for orthogonal codes; for entropies 0 or log K with one code or all in use.
 
-    Axes and equal codes make every cosine exact, so that a right layer shows a margin of 0 there. Known up to a
-    convention, which both values have to share: pairs or entries averaged or summed; nats, bits or
+    Known up to a convention, which both values have to share: pairs or entries averaged or summed; nats, bits or
     parts of log K; E[H] − γH(mean), or a divergence from the uniform distribution.
+
+    Margin: axes and equal codes make every cosine exact, so that it is 0 there.
     """
     assert case.part is not None
     if _kind(case.part) == "orthogonal":

@@ -120,7 +120,10 @@ def _moves_codes(subject: Quantizer, case: Case, weight: float) -> bool:
     hint="a commitment pulls the latent towards its code: check the sign of the term.",
 )
 def descends(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A small step against the gradient does not raise the commitment distance: ⟨∂loss/∂z, z − q⟩ ≥ 0 a latent."""
+    """A small step against the gradient does not raise the commitment distance: ⟨∂loss/∂z, z − q⟩ ≥ 0 a latent.
+
+    Margin: the margin is 0 unless rounding turns a gradient around: the bound is for one that is nearly 0.
+    """
     found = measure(subject, case)
     clauses: list[Clause] = []
     for side in found.sides if found is not None else ():

@@ -39,7 +39,11 @@ def _other(z: Tensor, part: slice) -> Tensor:
     hint="reshape to (…, G, D/G) before any mean, norm or count, and keep the group axis in every sum of the update.",
 )
 def independent(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Groups quantise independently: changing one slice changes its own codes, part of z_q and codebook alone."""
+    """Groups quantise independently: changing one slice changes its own codes, part of z_q and codebook alone.
+
+    Margin: what a group computes from the same numbers is the same: the margin is 0 but for products cut into
+    other blocks.
+    """
     train = case.part == "train"
     out = subject.forward(case.z, train=train, seed=case.seed)
     after = subject.codebooks()

@@ -63,7 +63,9 @@ def expiry(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """A code that is unused for longer than the lifespan, or rare, becomes a current latent, with its accumulators.
 
     In the layer's own space, judged right after the step, a level on its own, no latent twice if they suffice; a code
-    that is used, or frequent, does not. Most margins are 0, since latents are copied.
+    that is used, or frequent, does not.
+
+    Margin: mostly 0, since latents are copied.
     """
     rule = trait(subject, "replacement_rule", "count")
     life = int(trait(subject, "lifespan", 1))

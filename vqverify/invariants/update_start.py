@@ -37,7 +37,11 @@ def _first_batches(subject: Quantizer) -> tuple[str | None, ...]:
     hint="after k-means the sums are counts times means: with bare means the first step divides them by the counts.",
 )
 def first_batch(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Codes that the first batch initialises lie, after its step, between their first places and the means of their latents."""
+    """Codes that the first batch initialises lie, after its step, between their first places and the means of their latents.
+
+    Margin: a detour of a triangle is of second order in the rounding, which the bound takes to be of first: the
+    margin is small.
+    """
     fresh = subject.build(warm=False)
     count, dim = subject.codebooks()[0].shape
     z = torch.randn((CROWD * count, dim), generator=stream(case.seed)).to(subject.domain.dtype)
