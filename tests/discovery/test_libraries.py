@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -76,6 +77,16 @@ def test_vector_quantize_pytorch(row: Row) -> None:
     assert plan.sphere is bool(kwargs.get("use_cosine_sim", False))
     assert plan.warm == int(bool(kwargs.get("kmeans_init", kwargs.get("affine_param", False))))
     assert plan.min_n == 1
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(math.nan, 1.0), (100.0, 4.0), (1e20, 1.0), (0.0, 0.0)])
+def test_memory_that_only_training_fills_changes_no_conclusion(mean: float, variance: float) -> None:
+    cls, kwargs = load(f"{VQP}:{VQ}"), {**SMALL, "affine_param": True}
+    module = construct(cls, kwargs, 0)
+    module._codebook.codebook_mean.fill_(mean)  # torch.empty: eval passes before training compute with it
+    module._codebook.codebook_variance.fill_(variance)
+    plan = discover(module, cls, kwargs, dtype=torch.float32)
+    assert ([call.layout for call in plan.calls], plan.warm) == (["BND", "ND"], 1)
 
 
 def test_levels_of_a_stack_are_not_mixed() -> None:

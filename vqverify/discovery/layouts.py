@@ -70,6 +70,10 @@ class Candidate:
         """No entry of z_q is NaN or infinite."""
         return bool(dict(self.returned)[self.z_q.path].isfinite().all())
 
+    def faults(self) -> tuple[float, ...]:
+        """What is wrong with a reading of one layout before or after training, the worst first."""
+        return not self.finite, self.reach == 0, self.spill, self.leak, self.constant < 0.9, not self.steady
+
     def rank(self) -> tuple[object, ...]:
         """Sorts the likeliest reading first; the order of layouts breaks ties."""
         return (
@@ -93,11 +97,12 @@ def candidates(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtyp
 def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
     """Try one layout; None if the layer refuses it or returns nothing of the input's size.
 
-    A layer that takes its codebook from the first batch mixes all latents in it: where latents leak, the
-    layout is judged again after two training passes.
+    A layer that takes its codebook from the first batch mixes all latents in it, and one that computes with what only
+    training fills (`torch.empty`) may return anything: where latents leak or nothing sound comes back, the layout is
+    judged again after two training passes.
     """
     found = _read(trial, where, dtype)
-    if found is None or not found.leak:
+    if found is None or (not found.leak and found.finite and found.reach):
         return found
     cold = trial.base
     for step in range(2):
@@ -109,9 +114,7 @@ def read(trial: Trial, where: Grid, dtype: torch.dtype) -> Candidate | None:
         again = _read(trial, where, dtype)
     finally:
         trial.base = cold
-    return (
-        found if again is None or (again.spill, again.leak) >= (found.spill, found.leak) else replace(again, warm=True)
-    )
+    return found if again is None or again.faults() >= found.faults() else replace(again, warm=True)
 
 
 def read_in_train(trial: Trial, like: Candidate) -> Candidate | None:
