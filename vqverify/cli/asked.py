@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
+
+from vqverify.cli.types import FOLDER, PATH
 
 _OPTIONS = (
     click.option(
@@ -28,13 +29,13 @@ _OPTIONS = (
     click.option("--strict", is_flag=True, help="Undetermined rows fail the run."),
     click.option(
         "--expectations",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="Expected failures, with reasons and witnesses.",
     ),
     click.option(
         "--scripts",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=FOLDER,
         metavar="FOLDER",
         help="Write each failure there as a script of 15 lines, seen to fail in a fresh process.",
     ),

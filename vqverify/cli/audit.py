@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from vqverify.cli import outputs, words
-
-_FILE = click.Path(dir_okay=False, path_type=Path)
+from vqverify.cli.types import FILE, FOLDER
 
 
 @click.command("audit")
@@ -29,12 +28,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--resume",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     metavar="FOLDER",
     help="Keep a report a run there, and go on from what an earlier audit left.",
 )
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="The matrix as data.")
-@click.option("--html", type=_FILE, metavar="FILE", help="The matrix as one page that opens offline.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="The matrix as data.")
+@click.option("--html", type=FILE, metavar="FILE", help="The matrix as one page that opens offline.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def command(patterns: tuple[str, ...], folder: Path | None, **given: Any) -> int:
     """Check every mutant, or those that match, against all rows: a suite is worth what it rejects.

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import FILE
 
 
 @click.command("list")
@@ -14,7 +15,7 @@ from vqverify.cli import outputs, words
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="The catalogue as data.",
 )

@@ -15,6 +15,7 @@ import click
 from vqverify.cli import outputs, words
 from vqverify.cli.asked import asking_options
 from vqverify.cli.subject import spec_of, subject_options
+from vqverify.cli.types import PATH
 
 if TYPE_CHECKING:
     from vqverify.report import Report
@@ -49,13 +50,13 @@ AUTOSAVE = 2.0  # seconds between two writes of an unfinished report: what a lay
 @click.option("--accept", is_flag=True, help="Append the new failures to the expectations; you write the reasons.")
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OLD.json",
     help="Mark failures that an older report has, too.",
 )
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Go on from the report of a run that was cut short.",
 )

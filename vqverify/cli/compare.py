@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import FILE, SEED
 
 if TYPE_CHECKING:
     from vqverify.quantizer import Spec
@@ -32,8 +32,8 @@ ASPECTS = "value,codes,gradient,loss,state"
 @click.option("--python-b", metavar="PATH", help="Run B in another interpreter, with its own release of a library.")
 @click.option("--only", default=ASPECTS, show_default=True, metavar="ASPECTS", help="What to compare.")
 @click.option("--profile", default="quick", show_default=True, metavar="NAME", help="quick, merge or nightly.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of constructions and search.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="As data.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of constructions and search.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="As data.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def command(**given: Any) -> int:
     """Find the smallest input on which two layers differ in value, codes, gradient, loss or state after a step.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
     from vqverify.symbolic.derivation import Derivation
     from vqverify.symbolic.errata import Erratum
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command("explain")
 @click.argument("name", metavar="[ID]", required=False)
-@click.option("--latex", "latex_file", type=_FILE, metavar="FILE", help="A LaTeX document (for LuaLaTeX).")
-@click.option("--html", "html_file", type=_FILE, metavar="FILE", help="A page that opens offline.")
+@click.option("--latex", "latex_file", type=FILE, metavar="FILE", help="A LaTeX document (for LuaLaTeX).")
+@click.option("--html", "html_file", type=FILE, metavar="FILE", help="A page that opens offline.")
 def command(name: str | None, latex_file: Path | None, html_file: Path | None) -> None:
     """Explain a row of the catalogue, a theorem or an erratum: rotation.angle, T2, 001.eq21.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import click
 
 from vqverify.cli import outputs, words
 from vqverify.cli.subject import spec_of, subject_options
+from vqverify.cli.types import FILE
 
 
 @click.command("identify")
@@ -17,7 +17,7 @@ from vqverify.cli.subject import spec_of, subject_options
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="The findings as data.",
 )

@@ -13,18 +13,16 @@ import click
 
 from vqverify.cli import outputs, words
 from vqverify.cli.asked import asking_options
-from vqverify.cli.subject import SEED
+from vqverify.cli.types import FILE, FOLDER, PATH, SEED
 
 if TYPE_CHECKING:
     from vqverify.report import Report
     from vqverify.run.matrix import Member
     from vqverify.run.request import Request
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-
 
 @click.command("matrix")
-@click.argument("layers", metavar="LAYERS.toml", type=click.Path(path_type=Path))
+@click.argument("layers", metavar="LAYERS.toml", type=PATH)
 @asking_options
 @click.option("--pick", multiple=True, metavar="GLOB", help="Layers to check, by the names of their tables.")
 @click.option("--seed", type=SEED, help="Seed of construction and search.  [default: 0]")
@@ -40,13 +38,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--resume",
     "folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     metavar="FOLDER",
     help="Keep a report a layer there, and go on from what an earlier run left.",
 )
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="All reports as one, with the witnesses.")
-@click.option("--html", type=_FILE, metavar="FILE", help="The conformance page, which opens offline.")
-@click.option("--markdown", type=_FILE, metavar="FILE", help="The conformance page as Markdown.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="All reports as one, with the witnesses.")
+@click.option("--html", type=FILE, metavar="FILE", help="The conformance page, which opens offline.")
+@click.option("--markdown", type=FILE, metavar="FILE", help="The conformance page as Markdown.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def command(layers: Path, folder: Path | None, **given: Any) -> int:
     """Check every layer of a file against every statement, each layer in a process of its own.

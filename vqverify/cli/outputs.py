@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vqverify.cli import words
+from vqverify.cli.types import FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from vqverify.report import Report
 
 WIDTH = 100
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _HELP = {
     "html": "The report as one page that opens offline.",
     "junit": "The report as JUnit XML.",
@@ -31,11 +31,11 @@ _OPTIONS = (
     click.option(
         "--json",
         "json_file",
-        type=_FILE,
+        type=FILE,
         metavar="FILE",
         help="The report, and its witnesses in FILE.witnesses/.",
     ),
-    *(click.option(f"--{name}", type=_FILE, metavar="FILE", help=text) for name, text in _HELP.items()),
+    *(click.option(f"--{name}", type=FILE, metavar="FILE", help=text) for name, text in _HELP.items()),
 )
 
 

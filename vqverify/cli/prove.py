@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="The results as data.",
 )

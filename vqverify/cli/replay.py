@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import FILE
 
 
 @click.command("replay")
@@ -17,7 +18,7 @@ from vqverify.cli import outputs, words
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="What it found, as data.",
 )

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import PATH
 
 
 @click.command("report")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OLD",
     help="Show what changed since an older report.",
 )

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vqverify.cli import words
+from vqverify.cli.types import SEED
 
 if TYPE_CHECKING:
     from vqverify.quantizer import Spec
 
-SEED = click.IntRange(0, 2**32 - 1)  # what every generator takes
 REFERENCE = "vqverify.reference:VectorQuantizer"
 REFERENCE_KWARGS = {"dim": 8, "codebook_size": 16}
 

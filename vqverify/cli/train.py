@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vqverify.cli import outputs, words
+from vqverify.cli.types import FOLDER, SEED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +22,7 @@ MEASUREMENTS = 40
 @click.command("train")
 @click.argument("name", required=False)
 @click.option("--list", "listing", is_flag=True, help="Show the trainings.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of everything random.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps in all; the task's own if not given.")
 @click.option(
     "--every",
@@ -31,7 +32,7 @@ MEASUREMENTS = 40
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     metavar="DIR",
     help="Results; trainings/NAME-SEED if not given. A checkpoint there is continued.",
 )
