@@ -15,6 +15,7 @@ CONTROLS = {
     "update_learnt:SyncLayer": {"dim": 4, "codebook_size": 8},
     "update_learnt:InnerOptimiser": {"dim": 4, "n_embed": 8},
     "update_affine:MomentLayer": {"dim": 4, "codebook_size": 8},
+    "update_affine:ReplacingMoments": {"dim": 4, "codebook_size": 8},
     "update_affine:LearntLayer": {"dim": 4, "codebook_size": 8},
     "update_start:KMeansLayer": {"dim": 4, "codebook_size": 8},
     "update_start:ReplacingLayer": {"dim": 4, "codebook_size": 8},

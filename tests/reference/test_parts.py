@@ -141,6 +141,26 @@ def test_replacement_in_a_learnt_codebook_leaves_the_gradient_right():
     assert not torch.equal(layer.codebook, before)
 
 
+def test_replaced_codes_are_latents_in_use_whatever_the_affine_map():
+    layer = VectorQuantizer(2, 6, learning="gradient", replacement=1, affine="learnable")
+    with torch.no_grad():
+        layer.affine.scale.fill_(1.5)
+        layer.affine.bias.copy_(torch.tensor([[3.0, -5.0]]))
+    z = torch.randn(6, 2)
+    layer(z[:1].repeat(6, 1) + 0.01 * z)
+    gaps = torch.cdist(layer.effective_codebook(), z[:1] + 0.01 * z).amin(1)
+    assert (gaps < 1e-5).sum() >= 5
+
+    layer = VectorQuantizer(2, 64, learning="gradient", replacement=1, affine="moments")
+    layer.eval()
+    layer.affine.observe(100 + 7 * torch.randn(64, 2))
+    used = layer.effective_codebook().detach()
+    z = torch.cat([used[:62] + 0.01, torch.tensor([[98.0, 101.0], [103.0, 99.0]])])
+    layer.train()(z)
+    gaps = torch.cdist(layer.effective_codebook(), z).amin(1)
+    assert gaps.max() < 5, "with raw latents in the table codes are in use some 30 away"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [

@@ -14,9 +14,12 @@ from vqverify.subject import state
 from vqverify.subject.capture import pull
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vqverify.subject.layer import Layer
 
 EXPLAINS = 1e-3
+PASSES = 24  # in which some row is replaced by a latent, if any is
 SEVERAL = 4  # codes in use: two would lie on a line whatever the layer does
 NAMES = (
     "affine", "affine_table", "affine_order", "affine_decay", "affine_table_decay", "affine_variance", "affine_scale", "affine_bias",
@@ -47,7 +50,7 @@ def affine(probe: Probe) -> Findings:
     if first.codes is None or first.codes.shape[1] > 1:
         return _none("no single code a latent")
     layer.restore()
-    name = _table(layer, _batch(probe, 0))
+    name = _table(layer, [_batch(probe, 0), _batch(probe, 1)])
     if name is None:
         return _none("z_q is no componentwise affine map of a stored table")
     maps = [_fresh(layer, name, _batch(probe, number)) for number in (0, 1)]
@@ -61,6 +64,8 @@ def affine(probe: Probe) -> Findings:
         )
         found = {"affine": "moments", "affine_table": name, "affine_order": order}
         ways = _ways(layer, name, _batch(probe, 0))
+        ways |= _replaced(layer, name, _crowd(probe))
+        ways["codebook_size"] = Finding(len(late.x), evidence=f"rows of {name}, which one map makes the codes of")
         return {key: Finding(value, evidence=text) for key, value in found.items()} | ways | _decays(probe, name, order)
     return _learnable(layer, name, _batch(probe, 0), maps[0])
 
@@ -76,6 +81,26 @@ def _ways(layer: Layer, name: str, z: Tensor) -> Findings:
         found += ["gradient"] if bool(pull(out.loss, table, torch.ones_like(out.loss)).any()) else []
     text = f"what a training pass and its loss do to {name}"
     return {"learning": Finding(found or ["none"], evidence=text), **_shared(layer, name, z)}
+
+
+def _replaced(layer: Layer, name: str, z: Tensor) -> Findings:
+    """Whether rows of the table become latents, raw or where the map sends them to one; nothing if none does."""
+    layer.restore()
+    near = float(z.std())
+    for step in range(PASSES):
+        try:
+            seen = _map(layer, name, z, seed=step)
+        except Unknown:  # too few codes are in use to see the map
+            return {}
+        rows = state.all_tensors(layer.module)[name].detach().reshape(seen.x.shape).double()
+        new = rows[(rows != seen.x).any(1)]
+        found = [
+            bool((torch.cdist(some, seen.z) <= 1e-4 * near).any()) for some in (new, seen.s * new + seen.b) if len(new)
+        ]
+        if any(found):
+            text = f"rows of {name} became latents{'' if found[1] else ', which its map moves,'} in training pass {step + 1}"
+            return {"replacement": Finding("batch", evidence=text)}
+    return {}
 
 
 def _shared(layer: Layer, name: str, z: Tensor) -> Findings:
@@ -110,19 +135,35 @@ def _batch(probe: Probe, number: int) -> Tensor:
     return z * (1 + number) + 0.5 * number * probe.scale
 
 
-def _table(layer: Layer, z: Tensor) -> str | None:
-    """The state tensor (..., K, D) of which z_q is an affine map."""
-    before = {name: tensor.detach().clone() for name, tensor in state.all_tensors(layer.module).items()}
-    out = layer.forward(z, train=True, grad=False)
-    assert out.codes is not None
-    k, best = out.codes[:, 0].clamp_min(0), (EXPLAINS, "")
-    for name, tensor in before.items():
-        if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.shape[-1] == z.shape[1]:
-            x = tensor.reshape(-1, z.shape[1]).double()
-            if len(x) > int(k.max()) and k.unique().numel() >= SEVERAL:
-                *_, off = _fit(x, k, out.z_q.rows.detach().double())
-                best = min(best, (off, name))
-    return best[1] or None
+def _crowd(probe: Probe) -> Tensor:
+    """A batch around a few places, so that most codes receive no latent."""
+    z = _batch(probe, 1)
+    return z[:SEVERAL].repeat(-(-len(z) // SEVERAL), 1)[: len(z)] + 0.01 * z.flip(0)
+
+
+def _table(layer: Layer, batches: Sequence[Tensor]) -> str | None:
+    """The state tensor (..., K, D) of which z_q is an affine map in each of some passes, one after the other."""
+    worst = dict.fromkeys(state.all_tensors(layer.module), 0.0)
+    for z in batches:
+        before = {name: tensor.detach().clone() for name, tensor in state.all_tensors(layer.module).items()}
+        out = layer.forward(z, train=True, grad=False)
+        assert out.codes is not None
+        k, q = out.codes[:, 0].clamp_min(0), out.z_q.rows.detach().double()
+        if k.unique().numel() < SEVERAL:
+            return None
+        for name in worst:
+            worst[name] = max(worst[name], _off(before.get(name), k, q))
+    named = state.named_state(layer.module)  # a copy that a layer keeps of its table is none
+    fitting = [(name not in named, off, name) for name, off in worst.items() if off <= EXPLAINS]
+    return min(fitting)[2] if fitting else None
+
+
+def _off(table: Tensor | None, k: Tensor, q: Tensor) -> float:
+    """How far q is from an affine map of a tensor's rows k; 1 if it has no such rows."""
+    if table is None or not table.is_floating_point() or table.ndim < 2 or table.shape[-1] != q.shape[1]:
+        return 1.0
+    x = table.reshape(-1, q.shape[1]).double()
+    return _fit(x, k, q)[2] if len(x) > int(k.max()) else 1.0
 
 
 def _fit(x: Tensor, k: Tensor, q: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -18,6 +18,7 @@ from vqverify.subject.capture import pull
 from vqverify.subject.layer import guarded
 
 BATCHES = 4
+PASSES = 24  # in which some code is replaced, unless a longer lifespan is claimed
 LEAST = 1e-3  # of the largest variance: below it layers may clamp theirs
 
 
@@ -42,7 +43,11 @@ class Moments:
 
 
 def _kinds(subject: Quantizer) -> tuple[str, ...]:
-    return (str(trait(subject, "affine")),)
+    """The map, what is put into the table that it maps, and the search where no codes are stored to see it by."""
+    kind = str(trait(subject, "affine"))
+    more = ["replaced"] if trait(subject, "replacement") == "batch" else []
+    more += ["nearest"] if kind == "moments" and trait(subject, "metric", "euclidean") == "euclidean" else []
+    return kind, *more
 
 
 @invariant(
@@ -53,12 +58,24 @@ def _kinds(subject: Quantizer) -> tuple[str, ...]:
     parts=_kinds,
     corners=("generic", "unit", "single"),
     follows=("honesty.traits[affine]",),
-    mutants=("affine_variance", "affine_means_swapped", "affine_rate_squared"),
-    hint="c = (σ_e/σ_x)(x − μ_x) + μ_e with deviations and not variances, μ_e of the latents and μ_x of the codes.",
+    mutants=(
+        "affine_variance",
+        "affine_means_swapped",
+        "affine_rate_squared",
+        "affine_replaced_raw",
+        "affine_unsearched",
+    ),
+    hint="c = (σ_e/σ_x)(x − μ_x) + μ_e with deviations and not variances, μ_e of the latents and μ_x of the codes; "
+    "what replaces a code goes through the inverse before it is stored.",
 )
 def affine(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Every code in use is s ⊙ x + b, one s and b for all: by moments that follow their averages, or learnt as T25 has it."""
-    yield from (_by_moments if case.part == "moments" else _learnt)(subject, case)
+    """Every code in use is s ⊙ x + b, one s and b for all: by moments that follow their averages, or learnt as T25 has it.
+
+    A latent is given the nearest of these (T27), and one that replaces a code is in use as it is: stored where the
+    map sends it to itself, not raw (T22).
+    """
+    checks = {"moments": _by_moments, "learnable": _learnt, "replaced": _replaced, "nearest": _nearest}
+    yield from checks[str(case.part)](subject, case)
 
 
 def _by_moments(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -102,6 +119,87 @@ def _mapped(subject: Quantizer, got: Array, rows: Array, seen: Moments, table: M
     allowed = (64 + len(rows) + 10) * u * reach + tiny(subject)
     label = "first batch" if count == 1 else "moments"
     return within((got - want)[:, clear], allowed[:, clear], label, f"|c − (s ⊙ x + b)| in pass {count}")
+
+
+def _replaced(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """Rows of the table that became a latent, raw or through the map of the pass: in use, each is a latent of the batch.
+
+    Rows that moved otherwise are no matter of this statement; a raw latent is one whatever the convention of the map.
+    """
+    name = str(trait(subject, "affine_table"))
+    _turned(subject)
+    u = max(roundoff(subject), torch.finfo(torch.float32).eps / 2)
+    z = _batch(subject, case, 1)
+    z = z[:4].repeat(-(-len(z) // 4), 1) + 2.0**-7 * z.std() * torch.randn(z.shape, generator=stream(case.seed)).to(z)
+    for step in range(max(PASSES, int(trait(subject, "lifespan", 0)) + 2)):
+        before = array(_rows(subject, name, z))
+        out = subject.forward(z, train=True, seed=case.seed + step, grad=False)
+        after, latents = array(_rows(subject, name, z)), array(z)
+        if out.codes is None:
+            return
+        new = np.flatnonzero((after != before).any(1))
+        raw = np.abs(after[new, None] - latents).max(-1).min(1) <= 4 * u * np.abs(latents).max()
+        x, q = before[out.codes[:, 0].cpu().numpy()], array(out.z_q.rows)
+        if not x.std(0).all():
+            continue  # the map cannot be seen
+        scale, shift, off = _fitted(x, q, u)
+        put = scale * after[new] + shift
+        allowed = off * (1 + np.abs(after[new] - x.mean(0)) / x.std(0))
+        error = np.abs(put[:, None] - latents)
+        near = (error <= allowed[:, None] + tiny(subject)).all(-1).any(1)
+        if bool((raw | near).any()):
+            chosen = error.max(-1).argmin(1)
+            best = error[np.arange(len(new)), chosen]
+            yield within(
+                best[raw | near], allowed[raw | near] + tiny(subject), "replaced", "|s ⊙ x + b − z| of new rows x"
+            )
+            return
+
+
+def _nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
+    """In two passes on batches that differ, by the codes that the map of the pass makes of the table."""
+    name = str(trait(subject, "affine_table"))
+    u = max(roundoff(subject), torch.finfo(torch.float32).eps / 2)
+    for number in (0, 1):
+        z = _batch(subject, case, number)
+        before = array(_rows(subject, name, z))
+        out = subject.forward(z, train=True, seed=case.seed + number, grad=False)
+        if out.codes is None:
+            return
+        chosen, latents = out.codes[:, 0].cpu().numpy(), array(z)
+        x, q = before[chosen], array(out.z_q.rows)
+        if not x.std(0).all():
+            continue
+        scale, shift, off = _fitted(x, q, u)
+        codes = scale * before + shift
+        D = np.square(latents[:, None] - codes).sum(-1)
+        reach = norms(latents) + norms(codes).max()
+        slack = norms(off * (1 + np.abs(before - x.mean(0)) / x.std(0))).max()
+        allowed = 4 * reach * ((latents.shape[1] + 8) * u * reach + slack) + tiny(subject)
+        rest = D[np.arange(len(D)), chosen] - D.min(1)
+        yield within(rest, allowed, "nearest", "|z − c|² beyond that of the nearest of the codes s ⊙ x + b")
+
+
+def _turned(subject: Quantizer) -> None:
+    """Move a learnt map away from the identity, where it begins."""
+    parameters = dict(subject.module.named_parameters())
+    with torch.no_grad():
+        for part in ("scale", "bias"):
+            parameter = parameters.get(str(trait(subject, f"affine_{part}")))
+            if parameter is not None:
+                parameter.add_(0.25)
+
+
+def _rows(subject: Quantizer, name: str, z: Tensor) -> Tensor:
+    return subject.state()[name].reshape(-1, z.shape[1])
+
+
+def _fitted(x: Array, q: Array, u: float) -> tuple[Array, Array, Array]:
+    """s and b of q = s ⊙ x + b (least squares), and how far rounding of q and x moves the fit at the mean of x."""
+    centred = x - x.mean(0)
+    scale = (centred * q).sum(0) / np.square(centred).sum(0)
+    shift = q.mean(0) - scale * x.mean(0)
+    return scale, shift, 16 * u * (np.abs(q).max(0) + np.abs(scale) * np.abs(x).max(0))
 
 
 def _learnt(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -46,10 +46,22 @@ class MomentLayer(nn.Module):
         if self.training:
             self.observe(z.detach().reshape(-1, z.shape[-1]))
         e = self.codes() if bool(self.seen) else self.table
-        index = (z[..., None, :] - e).square().sum(-1).argmin(-1)
+        index = (z[..., None, :] - self.searched(e)).square().sum(-1).argmin(-1)
         q = F.embedding(index, e)
         loss = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
         return z + (q - z).detach(), index, loss
+
+    def searched(self, codes: Tensor) -> Tensor:
+        """What latents are compared with."""
+        return codes
+
+
+class Unsearched(MomentLayer):
+    """Latents are compared with the table, and given what the map makes of it."""
+
+    def searched(self, codes: Tensor) -> Tensor:  # noqa: ARG002
+        """The table."""
+        return self.table
 
 
 class VarianceForDeviation(MomentLayer):
@@ -66,6 +78,47 @@ class MeansSwapped(MomentLayer):
     def scaled(self, x: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
         """Means in each other's place."""
         return (x - self.mean) * (self.variance / spread).sqrt() + centre
+
+
+class ReplacingMoments(MomentLayer):
+    """Codes unused for some passes become latents, in use as they are: rightly."""
+
+    def __init__(self, dim: int, codebook_size: int, affine_param: bool = True, lifespan: int = 2) -> None:
+        super().__init__(dim, codebook_size, affine_param)
+        self.lifespan = lifespan
+        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.long))
+
+    idle: Tensor
+
+    def placed(self, fresh: Tensor) -> Tensor:
+        """The inverse of the map."""
+        spread = self.table.var(0, correction=0)
+        return (fresh - self.mean) * (spread / self.variance).sqrt() + self.table.mean(0)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, N, D) to (z_q, codes, loss)."""
+        out = super().forward(z)
+        if self.training:
+            self.replace(z.detach().reshape(-1, z.shape[-1]), out[1].reshape(-1))
+        return out
+
+    @torch.no_grad()
+    def replace(self, flat: Tensor, codes: Tensor) -> None:
+        """Write latents into rows that nothing chose; no one twice. The graph of this pass keeps the old rows."""
+        self.idle.add_(1)
+        self.idle[codes] = 0
+        dead = (self.idle >= self.lifespan).nonzero().flatten()[: len(flat)]
+        fresh = self.placed(flat[torch.randperm(len(flat))[: len(dead)]])
+        self.table.data = self.table.data.index_copy(0, dead, fresh)
+        self.idle[dead] = 0
+
+
+class ReplacedRaw(ReplacingMoments):
+    """Latents are stored where the map takes them for rows of the table."""
+
+    def placed(self, fresh: Tensor) -> Tensor:
+        """As they come."""
+        return fresh
 
 
 class LearntLayer(nn.Module):
@@ -104,5 +157,21 @@ ROWS = ("update.affine",)
 MUTANTS = (
     Mutant("affine_variance", f"{HERE}:VarianceForDeviation", ROWS, "variances for deviations", SIZES, "theory T26"),
     Mutant("affine_means_swapped", f"{HERE}:MeansSwapped", ROWS, "means exchanged", SIZES, "theory T26"),
+    Mutant(
+        "affine_replaced_raw",
+        f"{HERE}:ReplacedRaw",
+        ROWS,
+        "replaced codes are stored as raw latents",
+        SIZES,
+        "vector-quantize-pytorch 1.26.0, and 1.32.0 again",
+    ),
+    Mutant(
+        "affine_unsearched",
+        f"{HERE}:Unsearched",
+        ROWS,
+        "the search is in the table, not among the codes",
+        SIZES,
+        "systematic: search",
+    ),
     Mutant("affine_rate_squared", f"{HERE}:RateSquared", ROWS, "the rate counted twice", SIZES, "theory T25"),
 )

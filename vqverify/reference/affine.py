@@ -44,8 +44,23 @@ class LearnableAffine(nn.Module):
             ValueError: if K is no multiple of the groups.
         """
         x = _in_groups(codebook, self.groups)
-        c = (1 + self.rate * self.scale).unsqueeze(1) * x + (self.rate * self.bias).unsqueeze(1)
-        return c.reshape(codebook.shape)
+        scale, bias = self._map()
+        return (scale * x + bias).reshape(codebook.shape)
+
+    @torch.no_grad()
+    def placed(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return codes x (K, D) whose rows that are new in ``after`` map to what they are there (T22).
+
+        Args:
+            before: x (K, D).
+            after: the same, but latents in the place of some. Where 1 + aS is 0 these leave x as it was.
+        """
+        scale, bias = self._map()
+        return _only_new(before, after, (_in_groups(after, self.groups) - bias) / scale)
+
+    def _map(self) -> tuple[Tensor, Tensor]:
+        """1 + aS and aB, both (G, 1, D)."""
+        return (1 + self.rate * self.scale).unsqueeze(1), (self.rate * self.bias).unsqueeze(1)
 
     def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
         """Do nothing: S and B are learnt by gradient."""
@@ -94,14 +109,28 @@ class MomentAffine(nn.Module):
             ValueError: if K is no multiple of the groups.
         """
         x = _in_groups(codebook, self.groups)
-        centre = x.detach().mean(1, keepdim=True)
-        deviation = x.detach().var(1, keepdim=True, correction=0).sqrt()
+        centre, deviation = _moments(x)
         mean, variance, seen = self.mean, self.variance, self.seen
         if previous and self._before is not None:
             mean, variance, seen = self._before
         scale = torch.where(deviation > 0, variance.sqrt() / deviation, 1)
         c = (scale * (x - centre) + mean).reshape(codebook.shape).to(codebook.dtype)
         return torch.where(seen > 0, c, codebook)
+
+    @torch.no_grad()
+    def placed(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return codes x (K, D) whose rows that are new in ``after`` map to what they are there, by the moments of now.
+
+        New rows change μ_x and σ_x, so that the codes in use are these latents only up to that.
+
+        Args:
+            before: x (K, D).
+            after: the same, but latents in the place of some. A channel without variance leaves x as it was.
+        """
+        x = _in_groups(before, self.groups)
+        centre, deviation = _moments(x)
+        scale = torch.where(deviation > 0, self.variance.sqrt() / deviation, 1)
+        return _only_new(before, after, (_in_groups(after, self.groups) - self.mean) / scale + centre)
 
     @torch.no_grad()
     def observe(self, z: Tensor, keep: Tensor | None = None) -> None:
@@ -148,6 +177,17 @@ def as_affine(
     if size % value.groups:
         raise ValueError(f"affine must have groups that divide the number of codes, {size}; they were {value.groups}")
     return value
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (G, 1, D) of the codes (G, K/G, D) of each group, as constants."""
+    return x.detach().mean(1, keepdim=True), x.detach().var(1, keepdim=True, correction=0).sqrt()
+
+
+def _only_new(before: Tensor, after: Tensor, x: Tensor) -> Tensor:
+    """Rows of x where before and after differ, as far as they are finite, and those of before elsewhere."""
+    x = x.reshape(before.shape).to(before.dtype)
+    return torch.where((after != before).any(1, keepdim=True) & x.isfinite(), x, before)
 
 
 def _in_groups(codebook: Tensor, groups: int) -> Tensor:

@@ -272,6 +272,8 @@ class VectorQuantizer(nn.Module):
         new = self.learner.step(state, rows, index, masked=mask is not None)
         if self.affine is not None:
             self.affine.observe(z, mask)
+            if new is not state:  # codes take gradients, so that only replacement writes any: latents, in use as such
+                new["codebook"] = self.affine.placed(state["codebook"], new["codebook"])
         return None if new is state else new
 
     def _state(self) -> State:
