@@ -29,7 +29,7 @@ from vqverify.invariants.rotation import cotangents, received
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.capture import gradient
 from vqverify.subject.families import CORRECT
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 
 LINEAR = ("straight-through", "rotation")
 SURROGATES = {family.name: family for family in CORRECT}

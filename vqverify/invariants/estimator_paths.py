@@ -19,7 +19,7 @@ from vqverify.invariants.weights import WEIGHTS, constructed, gradient_at
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.bare import BareEstimator
 from vqverify.subject.capture import gradient
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 
 SHARES = {"gumbel", "softmax", "sampled", "noise", "other"}  # estimators whose task gradient reaches the codes
 MOST_WEIGHTS = ("_weight", "_cost", "_lambda", "_coef", "_coeff", "_gamma")

@@ -13,7 +13,7 @@ from vqverify.bounds import Clause, holds
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import trait
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 from vqverify.subject.randomness import forked
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from vqverify.invariant import invariant
 from vqverify.invariants.agreement import STEPS, learnt, same
 from vqverify.invariants.interface import backward, received
 from vqverify.invariants.measure import array, norms, roundoff
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

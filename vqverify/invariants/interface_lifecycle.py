@@ -18,7 +18,7 @@ from vqverify.invariants.interface import backward
 from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.measure import array, norms, roundoff, trait
 from vqverify.quantizer import Quantized, Quantizer
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

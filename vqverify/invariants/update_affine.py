@@ -15,7 +15,7 @@ from vqverify.invariant import invariant
 from vqverify.invariants.measure import Array, array, norms, roundoff, stream, tiny, trait
 from vqverify.quantizer import Quantizer
 from vqverify.subject.capture import pull
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 
 BATCHES = 4
 PASSES = 24  # in which some code is replaced, unless a longer lifespan is claimed

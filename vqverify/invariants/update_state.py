@@ -17,7 +17,7 @@ from vqverify.invariant import Undetermined, invariant
 from vqverify.invariants.measure import array, kept_within, norms, roundoff, tiny, trait
 from vqverify.invariants.update import EMA, Step, codes_from, divisor, kept, steps
 from vqverify.quantizer import Accumulators, Finding, Quantizer, per_subject
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 from vqverify.subject.plan import enter
 from vqverify.subject.randomness import forked
 

@@ -21,7 +21,7 @@ from vqverify.invariants.measure import Array, View, array, norms, roundoff, tin
 from vqverify.invariants.residual import stacked
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.capture import pull
-from vqverify.subject.layer import guarded
+from vqverify.subject.guards import guarded
 
 WEIGHTS = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")
 COARSE = 2e-3  # how well identification knows a weight that nobody declared

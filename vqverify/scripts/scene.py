@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vqverify.bounds import Violation
 from vqverify.case import Case, prepare
 from vqverify.scripts.numerals import literal
-from vqverify.subject.layer import PROBE_SEED, Layer
+from vqverify.subject.layer import Layer
+from vqverify.subject.levels import PROBE_SEED
 from vqverify.subject.plan import TOKENS, Call, Slot, fetch, sizes
 from vqverify.witness import Witness
 

@@ -222,3 +222,15 @@ def fetch(returned: Any, path: tuple[str | int, ...]) -> Any:
         except (LookupError, TypeError, AttributeError):
             raise Violation("output", f"nothing at {'.'.join(map(str, path))} of what the layer returned") from None
     return value
+
+
+def tensor_in(raw: Any, path: tuple[str | int, ...]) -> Tensor:
+    """Return the tensor at a path of what a layer returned.
+
+    Raises:
+        Violation: if something else is there.
+    """
+    value = fetch(raw, path)
+    if not isinstance(value, Tensor):
+        raise Violation("output", f"expected a tensor at {path or 'the output'}, got {type(value).__name__}")
+    return value
