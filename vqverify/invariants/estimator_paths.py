@@ -15,7 +15,8 @@ from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import Array, array, norms, roundoff, traced, trait
-from vqverify.invariants.weights import WEIGHTS, constructed, gradient_at
+from vqverify.invariants.pulls import gradient_at
+from vqverify.invariants.weights import WEIGHTS, constructed
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.bare import BareEstimator
 from vqverify.subject.capture import gradient

@@ -15,7 +15,8 @@ from vqverify.invariant import invariant
 from vqverify.invariants.agreement import distance_gap
 from vqverify.invariants.lookup import both_modes
 from vqverify.invariants.measure import SAFE, array, norms, rotation_law_bound, roundoff, tiny, trait, views
-from vqverify.invariants.weights import constructed, gradient_at
+from vqverify.invariants.pulls import gradient_at
+from vqverify.invariants.weights import constructed
 from vqverify.quantizer import Quantized, Quantizer
 
 NEEDS = ("codes", "codebook", "structure=plain", "metric=cosine")

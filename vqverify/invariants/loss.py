@@ -11,8 +11,9 @@ from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import Undetermined, invariant
 from vqverify.invariants.measure import array, roundoff, stream, tiny, trait
+from vqverify.invariants.pulls import Measured, gradient_at, measure
 from vqverify.invariants.residual import silenced
-from vqverify.invariants.weights import Measured, gradient_at, isolated, laws, measure, value, weighed, weight_argument
+from vqverify.invariants.weights import isolated, laws, value, weighed, weight_argument
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.capture import pull
 

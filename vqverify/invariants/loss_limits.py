@@ -14,7 +14,8 @@ from vqverify.invariants.lookup_cells import in_own_space
 from vqverify.invariants.loss import PLAIN, TERMS
 from vqverify.invariants.loss_terms import ENDINGS
 from vqverify.invariants.measure import array, norms, roundoff, tiny, trait
-from vqverify.invariants.weights import WEIGHTS, constructed, gradient_at, laws, measure, undivided
+from vqverify.invariants.pulls import gradient_at, measure
+from vqverify.invariants.weights import WEIGHTS, constructed, laws, undivided
 from vqverify.quantizer import Quantized, Quantizer
 
 STEP = 2.0**-5  # of the latents' size: a loss that is quadratic within a cell has no truncation error

@@ -12,7 +12,8 @@ from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.loss import TERMS, these_terms
 from vqverify.invariants.measure import array, norms, roundoff, tiny
-from vqverify.invariants.weights import constructed, gradient_at, measure
+from vqverify.invariants.pulls import gradient_at, measure
+from vqverify.invariants.weights import constructed
 from vqverify.quantizer import Quantized, Quantizer
 
 FEW = 4  # latents at least, for a batch without symmetry

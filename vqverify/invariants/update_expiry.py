@@ -11,8 +11,8 @@ import torch
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import Undetermined, invariant
+from vqverify.invariants.averages import codes_from, kept
 from vqverify.invariants.measure import Array, Mask, View, array, norms, roundoff, tiny, trait, views
-from vqverify.invariants.update import codes_from, kept
 from vqverify.quantizer import Accumulators, Quantizer
 from vqverify.symbolic import oracles
 

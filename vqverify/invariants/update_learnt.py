@@ -14,7 +14,8 @@ from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.loss import elsewhere
 from vqverify.invariants.measure import Array, array, norms, roundoff, tiny, traced, trait, views
-from vqverify.invariants.weights import Measured, laws, measure, weighed
+from vqverify.invariants.pulls import Measured, measure
+from vqverify.invariants.weights import laws, weighed
 from vqverify.quantizer import Quantizer
 from vqverify.symbolic import oracles
 

@@ -10,8 +10,8 @@ import torch
 from vqverify.bounds import Clause, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
+from vqverify.invariants.averages import EMA, divisor, stored
 from vqverify.invariants.measure import array, norms, roundoff, stream, tiny, trait
-from vqverify.invariants.update import EMA, divisor, stored
 from vqverify.quantizer import Quantizer
 
 CROWD = 16  # latents a code in the first batch: where each code has one, sums and means are the same

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
 from vqverify.invariant import Undetermined, invariant
+from vqverify.invariants.averages import EMA, Step, codes_from, divisor, kept, steps
 from vqverify.invariants.measure import array, kept_within, norms, roundoff, tiny, trait
-from vqverify.invariants.update import EMA, Step, codes_from, divisor, kept, steps
 from vqverify.quantizer import Accumulators, Finding, Quantizer, per_subject
 from vqverify.subject.guards import guarded
 from vqverify.subject.plan import enter

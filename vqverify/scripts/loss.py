@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vqverify.case import prepare
-from vqverify.invariants import weights
+from vqverify.invariants import pulls, weights
 from vqverify.scripts.estimator import ALL
 from vqverify.scripts.registry import script
 from vqverify.scripts.say import compare
@@ -21,7 +21,7 @@ def law(s: Scene) -> weights.Law:
     if s.trait("loss_coefficients") is None:
         raise Unscripted("the loss has other terms, which a script cannot take apart")
     prepare(s.subject, s.case)
-    found = weights.measure(s.subject, s.case)
+    found = pulls.measure(s.subject, s.case)
     readings = [] if found is None else list(weights.laws(s.subject, found))
     if found is None or not readings:
         raise Unscripted("the weights of the loss could not be told")
