@@ -1,7 +1,9 @@
 """Bad arguments: an error that names the argument, before anything has changed."""
 
 import copy
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,7 +80,27 @@ def square(x):
             "levels, a number": ("levels", lambda: R.FSQ(5)),
             "code_statistics, a list": ("z", lambda: R.code_statistics([1.0], torch.zeros(1, dtype=torch.int64), 2)),
             "sparse latents": ("z", lambda: R.VectorQuantizer(4, 6)(Z.to_sparse())),
+            "8 bits": ("z", lambda: R.nearest_codes(Z.to(torch.float8_e5m2), CODES)),
+            "sample_codes, far": ("z", lambda: R.sample_codes(Z * 1e30, CODES, 1.0)),
+            "a number beyond all floats": ("beta", lambda: R.interpolated_loss(Z, Q, 10**400)),
             "psnr": ("peak", lambda: metrics.psnr(Z, Q, 0.0)),
+            "psnr, a list": ("x", lambda: metrics.psnr([1.0], Q)),
+            "ssim, no image": ("x", lambda: metrics.ssim(torch.zeros(0, 3, 12, 12), torch.zeros(0, 3, 12, 12))),
+            "ssim, peak": ("peak", lambda: metrics.ssim(torch.zeros(1, 3, 12, 12), torch.zeros(1, 3, 12, 12), -1.0)),
+            "frechet_distance, NaN": ("y", lambda: metrics.frechet_distance(Z, NAN)),
+            "frechet_distance, overflow": (
+                "x",
+                lambda: metrics.frechet_distance(Z.double() * 1e200, Z.double() * 1e200),
+            ),
+            "frechet_distance, no feature": ("x", lambda: metrics.frechet_distance(Z[:, :0], Z[:, :0])),
+            "inception_score, NaN": ("logits", lambda: metrics.inception_score(NAN)),
+            "inception_score, complex": ("logits", lambda: metrics.inception_score(Z + 0j)),
+            "feature_distance, no list": (
+                "network",
+                lambda: metrics.feature_distance(Z.reshape(1, 1, 10, 4), Z.reshape(1, 1, 10, 4), lambda x: x),
+            ),
+            "perplexity, complex": ("counts", lambda: metrics.perplexity(torch.ones(3) + 0j)),
+            "gradient_gap, a float": ("f", lambda: R.gradient_gap(lambda _: 1.0, Z, Q)),
         }.items()
     ],
 )
@@ -254,3 +276,33 @@ def test_a_constant_task_has_no_gradient():
         R.hessian_gradient(lambda _: torch.ones(1), Z, Q),
     ):
         assert torch.equal(estimate, torch.zeros_like(Z))
+
+
+def _fails(z, _q):
+    raise ValueError(f"z must not be {tuple(z.shape)}")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        R.VectorQuantizer(4, 6, initialisation="kmeans", estimator=_fails),
+        R.VectorQuantizer(4, 6, initialisation="kmeans", estimator=lambda z, _q: z[:1]),
+        R.VectorQuantizer(4, 6, initialisation="kmeans", learning="gradient", affine="moments"),
+    ],
+    ids=["estimator raises", "estimator of another shape", "variance overflows"],
+)
+def test_a_pass_that_fails_does_not_start_k_means(layer):
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=" must "):
+        layer(Z * 1e25)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), layer.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_a_number_is_a_number_whatever_its_type(number):
+    layer, other = (R.VectorQuantizer(4, 6, decay=decay) for decay in (number, 0.5))
+    other.load_state_dict(layer.state_dict())
+    layer(Z)
+    other(Z)
+    assert torch.equal(layer.codebook, other.codebook)
+    assert torch.equal(R.code_step(CODES, Z, number), R.code_step(CODES, Z, 0.5))

@@ -156,3 +156,16 @@ def test_autocast_does_not_lower_the_precision(dim):
     plain = rotation_vjp(z, q, g)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(rotation_vjp(z, q, g), plain)
+
+
+@pytest.mark.parametrize(("scale_z", "scale_q"), [(1e-30, 1e30), (1e-45, 1.0)])
+def test_a_ratio_of_norms_that_overflows_leaves_what_fits(scale_z, scale_q):
+    """λ is no float32 number, but λg may be, and 0 is."""
+    z = torch.tensor([[1.0, 0.0, 0.0]]) * scale_z
+    q = torch.tensor([[0.0, 1.0, 0.0]]) * scale_q
+    assert torch.equal(rotation_vjp(z, q, torch.zeros(1, 3)), torch.zeros(1, 3))
+    g = torch.tensor([[1.0, 2.0, 3.0]]) * 2.0**-30
+    exact = torch.tensor([[2.0, -1.0, 3.0]], dtype=torch.float64) * 2.0**-30 * (q.double().norm() / z.double().norm())
+    most = torch.finfo(torch.float32).max
+    received = rotation_vjp(z, q, g).double().clamp(-most, most)
+    assert torch.allclose(received, exact.clamp(-most, most), rtol=1e-5)

@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from vqverify.reference import (
     FSQ,
     LFQ,
+    SQVAE,
     GroupedVQ,
+    GumbelVQ,
     ProjectedCosineVQ,
     ResidualVQ,
     SimVQ,
@@ -51,6 +53,32 @@ def test_checkpointing_moves_the_state_once_and_keeps_the_gradient(name, use_ree
         z_q, _, loss = checkpoint(lambda x: tuple(other(x)), inputs[1], use_reentrant=use_reentrant)
         (z_q.square().sum() + loss).backward()
     assert torch.equal(inputs[0].grad, inputs[1].grad)
+    for a, b in zip(plain.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+DRAWING = {
+    "replaced": lambda: VectorQuantizer(6, 40, replacement=1),
+    "replaced parameter": lambda: VectorQuantizer(6, 40, learning="gradient", replacement=1),
+    "k-means": lambda: VectorQuantizer(6, 16, initialisation="kmeans"),
+    "k-means, sampled": lambda: VectorQuantizer(6, 16, initialisation="kmeans", temperature=1.0, replacement=1),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_checkpointing_gives_what_comes_after_the_same_noise(name):
+    """The second run replaces nothing, but a dropout behind the layer must see the mask that it saw in the first."""
+    plain = DRAWING[name]()
+    other = copy.deepcopy(plain)
+    inputs = [torch.randn(30, 6).requires_grad_()]
+    inputs.append(inputs[0].detach().clone().requires_grad_())
+    for step in range(3):
+        torch.manual_seed(step)
+        nn.functional.dropout(plain(inputs[0]).z_q).square().sum().backward()
+        torch.manual_seed(step)
+        z_q = checkpoint(lambda x: nn.functional.dropout(other(x).z_q), inputs[1], use_reentrant=False)
+        z_q.square().sum().backward()
+        assert torch.equal(inputs[0].grad, inputs[1].grad)
     for a, b in zip(plain.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -163,6 +191,48 @@ def test_compiled_rotation_keeps_the_conventions():
     assert torch.allclose(received, rotation_vjp(z, q, g), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("scale_z", "scale_q"), [(1.0, 1e20), (1e20, 1e20), (1e-25, 1e-25), (1e-30, 1e30)])
+def test_compiled_rotation_takes_any_magnitude(scale_z, scale_q):
+    torch._dynamo.reset()
+    z = (torch.tensor([[3.0, 4.0, 1.0], [1.0, 0.0, 0.0]]) * scale_z).requires_grad_()
+    q = torch.tensor([[1.0, -2.0, 2.0], [0.0, 1.0, 1.0]]) * scale_q
+    g = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]) * min(1.0, scale_z / scale_q)
+    compiled = torch.compile(rotate, fullgraph=True, backend="aot_eager")(z, q)
+    assert torch.equal(compiled, q)
+    (received,) = torch.autograd.grad(compiled, z, g)
+    assert torch.allclose(received, rotation_vjp(z, q, g), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_mask_breaks_no_graph():
+    torch._dynamo.reset()
+    layer, z = LFQ(6).eval(), torch.randn(20, 6)
+    mask = torch.arange(20) % 3 > 0
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(z, mask)
+    assert torch.equal(compiled.codes, layer(z, mask).codes)
+    assert torch.allclose(compiled.loss, layer(z, mask).loss)
+
+
+@pytest.mark.parametrize("layer", [GumbelVQ(6, 16), SQVAE(6, 16), SimVQ(6, 16)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_leaves_the_value_the_code(layer, training):
+    layer.train(training)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(torch.randn(30, 6))
+    assert torch.equal(layer.decode(out.codes), out.z_q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_leaves_the_moments_in_float32(dtype):
+    layer = VectorQuantizer(6, 16, learning="gradient", affine="moments")
+    layer(torch.randn(50, 6))
+    before = layer.affine.variance.clone()
+    layer.to(dtype)
+    assert torch.equal(layer.affine.variance, before)
+    assert layer.affine.mean.dtype == torch.float32
+
+
 def _model():
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 4), VectorQuantizer(4, 8, decay=0.5))
@@ -184,9 +254,13 @@ def _half_batch(rank, world, folder, z, results):
     torch.manual_seed(rank)
     for batch in z:
         layer(batch.chunk(world)[rank])
+    late = VectorQuantizer(4, 40, replacement=1, initialisation="kmeans")
+    for batch in z:
+        # the first process has no latents, to start k-means from or to put in the place of codes
+        late(batch, mask=torch.full((len(batch),), rank > 0))
     model = nn.parallel.DistributedDataParallel(_model())
     _train(model, [batch.chunk(world)[rank] for batch in z])
-    state = layer.state_dict() | model.module.state_dict()
+    state = layer.state_dict() | model.module.state_dict() | late.state_dict(prefix="late.")
     results.put((rank, {name: value.numpy() for name, value in state.items()}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -224,3 +298,5 @@ def test_two_processes_end_where_one_does(tmp_path):
         assert torch.allclose(torch.from_numpy(states[0][name]), value, atol=1e-6), name
     for name in states[0]:
         assert (states[0][name] == states[1][name]).all()
+    # the last batch was put in the place of codes that nobody used
+    assert (states[0]["late.codebook"][:, None] == z[-1].numpy()).all(2).any()

@@ -257,3 +257,52 @@ def test_precision_settings_of_the_user_do_not_matter_and_stay():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_the_precision_is_given_back_by_the_last_thread_that_needs_it():
+    """torch has one setting for all threads: the first to end must not lower it under the others."""
+    before = torch.get_float32_matmul_precision()
+    first, last = _products.full_precision(), _products.full_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        first.__enter__()
+        last.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "highest"
+        last.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has the older interface alone")
+@pytest.mark.parametrize("low", ["bf16", "tf32"])
+def test_the_newer_interface_to_precision_does_not_matter_and_stays(low):
+    generator = torch.Generator().manual_seed(5)
+    z, codes = torch.randn(400, 64, generator=generator), torch.randn(300, 64, generator=generator)
+    plain = nearest_codes(z, codes)
+    place = torch.backends.mkldnn.matmul
+    before = place.fp32_precision
+    try:
+        place.fp32_precision = low
+        assert torch.equal(nearest_codes(z, codes), plain)
+        assert place.fp32_precision == low
+    finally:
+        place.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_of_a_single_code_are_looked_at_too(bad):
+    with pytest.raises(ValueError, match="z must be finite"):
+        nearest_codes(torch.tensor([[0.0, 1.0], [bad, 0.0]]), torch.zeros(1, 2))
+    assert nearest_codes(torch.tensor([[1e300, 1e300]], dtype=torch.float64), torch.zeros(1, 2)).item() == 0
+
+
+def test_default_device_does_not_matter():
+    """A user whose default is a GPU may still look codes up on the CPU; the device of all data stands in for it."""
+    generator = torch.Generator().manual_seed(8)
+    z, codes = (torch.randint(2, (n, 3), generator=generator).float() for n in (2000, 50))
+    plain = nearest_codes(z, codes)
+    with torch.device("meta"):
+        assert torch.equal(nearest_codes(z, codes), plain)

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from vqverify.reference import (
+    GroupedVQ,
     LearnableAffine,
     Learner,
     MomentAffine,
+    ProjectedCosineVQ,
     Replacement,
+    ResidualVQ,
+    SimVQ,
     VectorQuantizer,
     alternate,
     beta_of_commitment,
@@ -26,6 +30,7 @@ from vqverify.reference import (
     nearest_codes,
     nearest_codes_lower_precision,
     sample_codes,
+    straight_through,
     warm_up,
 )
 
@@ -510,3 +515,37 @@ def test_every_combination_works_or_says_why():
         assert torch.equal(layer.decode(layer(z).codes), layer(z).z_q)
         assert all(value.isfinite().all() for value in layer.state_dict().values())
     assert works > 300
+
+
+def test_codes_that_were_set_are_not_overwritten_by_the_first_batch():
+    layer = VectorQuantizer(2, 3, initialisation="kmeans", learning="none")
+    codes = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    layer.set_codebook(codes)
+    layer(torch.randn(20, 2))
+    assert torch.equal(layer.codebook, codes)
+
+
+def test_a_centre_whose_directions_cancel_stays_on_the_sphere():
+    z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert kmeans(z, 1, metric="cosine").codebook.norm(dim=1).item() == 1
+
+
+def test_broken_codes_are_never_drawn():
+    codes = torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0], [0.0, 0.0]])
+    assert (sample_codes(torch.zeros(50, 2), codes, 1.0) == 2).all()
+
+
+def test_a_ramp_ends_where_it_was_told_to():
+    assert all(warm_up(7, 7, start / 10, 0.3) == 0.3 for start in range(10))
+
+
+def test_every_layer_with_an_estimator_takes_a_function():
+    for build in (VectorQuantizer, ResidualVQ, GroupedVQ, SimVQ, ProjectedCosineVQ):
+        seen = []
+
+        def estimator(z, q, seen=seen):
+            seen.append(z.shape)
+            return straight_through(z, q)
+
+        build(4, 6, estimator=estimator)(torch.randn(5, 4))
+        assert seen

@@ -32,7 +32,10 @@ def number(name: str, value: object, low: float = 0.0, high: float = float("inf"
     Raises:
         ValueError: if it is no number, NaN, infinite, or outside.
     """
-    found = float(value) if isinstance(value, Real) and value is not True and value is not False else float("nan")
+    try:
+        found = float(value) if isinstance(value, Real) and value is not True and value is not False else float("nan")
+    except OverflowError:  # an int that no float holds
+        found = float("inf")
     if not low <= found < float("inf") or found > high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; it was {value!r}")
     return found
@@ -77,7 +80,7 @@ def latents(name: str, value: object, dim: int | None, axis: int = -1) -> None:
     """Check that ``value`` is a floating-point tensor with ``dim`` entries along ``axis``.
 
     Raises:
-        TypeError: if it is no dense tensor, or not of a real floating-point dtype.
+        TypeError: if it is no dense tensor, or not of a real floating-point dtype of at least 16 bits.
         ValueError: if its shape does not fit.
     """
     if not isinstance(value, torch.Tensor):
@@ -86,6 +89,8 @@ def latents(name: str, value: object, dim: int | None, axis: int = -1) -> None:
         raise TypeError(f"{name} must be a dense tensor; its layout was {value.layout}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype; it was {value.dtype}")
+    if value.itemsize < 2:
+        raise TypeError(f"{name} must have a floating-point dtype of at least 16 bits; it was {value.dtype}")
     if dim is not None and (value.ndim < (axis if axis >= 0 else -axis) + (axis >= 0) or value.shape[axis] != dim):
         where = "the last axis" if axis == -1 else f"axis {axis}"
         raise ValueError(f"{name} must have {dim} entries along {where}; its shape was {tuple(value.shape)}")

@@ -64,7 +64,8 @@ def _settle_few(z: Tensor, codebook: Tensor, rows: Tensor, table: Table) -> Tens
         distance, order = found.sub_(latents.double().unsqueeze(1)).square_().sum(2).sort()
         torch.gather(codes, 1, order[:, :1], out=index.unsqueeze(1))
         # the last one at hand is too far to matter (or there are no others), and the first is alone: NaN is neither
-        certain = distance[:, 1:2] > _close(distance[:, :1], table.dim)
+        others = distance[:, 1:2] if near > 1 else distance.new_full((1, 1), torch.inf)
+        certain = others > _close(distance[:, :1], table.dim)
         if near < len(codebook):
             certain &= best[:, -1:] > best[:, :1] + error.unsqueeze(1)
         if not bool(certain.all()):
@@ -175,7 +176,8 @@ def _distinct(codebook: Tensor, row: Tensor, code: Tensor) -> tuple[Tensor, Tens
 def _repeats(codebook: Tensor, used: Tensor) -> Tensor:
     """Return which of the given codes, indices in increasing order, equal one before them."""
     wide = torch.promote_types(codebook.dtype, torch.float32)
-    weights = torch.randn(codebook.shape[1], generator=torch.Generator().manual_seed(0), dtype=wide).to(codebook.device)
+    weights = torch.randn(codebook.shape[1], generator=torch.Generator().manual_seed(0), dtype=wide, device="cpu")
+    weights = weights.to(codebook.device)
     blocks = used.split(max(1, _BLOCK // codebook.shape[1]))
     keys = [codebook[block].to(wide) @ weights for block in blocks]
     _, group = torch.cat(keys).unique(return_inverse=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, backends
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -140,16 +140,63 @@ def gap_error(norm: Tensor, table: Table) -> Tensor:
 
 @contextmanager
 def full_precision() -> Generator[None]:
-    """Forbid TF32 and bfloat16 inside float32 products: the certificate assumes float32 arithmetic."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    """Forbid TF32 and bfloat16 inside float32 products: the certificate assumes float32 arithmetic.
+
+    torch's setting is one for all threads: the first that needs another one sets it, the last gives back the user's.
+    """
+    with _precision.lock:
+        lowered = _precision.holders > 0 or _precision.is_lowered()
+        if lowered:
+            if not _precision.holders:
+                _precision.raise_()
+            _precision.holders += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if lowered:
+            with _precision.lock:
+                _precision.holders -= 1
+                if not _precision.holders:
+                    _precision.restore()
+
+
+class _Precision:
+    """The user's precision of float32 products, set by torch's older interface or, after that one refuses, the newer."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.legacy: str | None = "highest"
+        self.newer: Sequence[tuple[Any, Any]] = ()
+
+    def is_lowered(self) -> bool:
+        try:
+            self.legacy = torch.get_float32_matmul_precision()
+        except RuntimeError:  # the newer interface was used, and says something else
+            self.legacy = None
+        return self.legacy != "highest"
+
+    def raise_(self) -> None:
+        if self.legacy is not None:
+            torch.set_float32_matmul_precision("highest")
+            return
+        places: Sequence[Any] = (backends.mkldnn.matmul, backends.cuda.matmul)  # pyright: ignore[reportAttributeAccessIssue]
+        self.newer = [(place, place.fp32_precision) for place in places]
+        for place, _ in self.newer:
+            place.fp32_precision = "ieee"
+
+    def restore(self) -> None:
+        if self.legacy is not None:
+            torch.set_float32_matmul_precision(self.legacy)
+            return
+        for place, before in self.newer:
+            # what is inherited from a wider setting is left to it again
+            place.fp32_precision = "none"
+            if place.fp32_precision != before:
+                place.fp32_precision = before
+
+
+_precision = _Precision()
 
 
 class _Workspace:

@@ -86,14 +86,12 @@ def _turn_rows(
     """Write J x or J^T x, as λx + α s + β v̂, for one chunk of rows; ``out`` may be ``work[2]``."""
     v, s, product = work
     norms = _norms(z, q)
-    ratio = None
-    # what a graph cannot look at is taken to fit, and not to be regular
-    looks = not torch.compiler.is_compiling()
-    regular = looks and _squares_fit(norms)
-    if looks and not regular:
-        (z, scale_z), (q, scale_q) = _rescale(z), _rescale(q)
-        norms = _norms(z, q)
-        ratio = (scale_z.double() / scale_q).to(z.dtype)
+    power = None
+    # what a graph cannot look at is taken not to be regular
+    regular = not torch.compiler.is_compiling() and _squares_fit(norms)
+    if not regular:
+        (z, power_z), (q, power_q) = _rescale(z), _rescale(q)
+        norms, power = _norms(z, q), power_q - power_z
     inverse_z, inverse_q = norms.reciprocal().unsqueeze(2) if regular else _inverse(norms)
     torch.mul(q, inverse_q, out=v)
     torch.addcmul(v, z, inverse_z, out=s)
@@ -104,8 +102,11 @@ def _turn_rows(
     s_x = torch.mul(s, x, out=product).mv(ones)
     v_x = torch.mul(v, x, out=product).mv(ones)
     degenerate = None if regular else _degenerate(norms, sigma, z.shape[1])
-    lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), ratio, degenerate, transpose=transpose)
+    lam, alpha, beta = _coefficients(norms, sigma, (s_x, v_x), degenerate, transpose=transpose)
     torch.mul(x, lam, out=out).addcmul_(s, alpha).addcmul_(v, beta)
+    if power is not None and degenerate is not None:
+        for factor in _powers(power, degenerate):
+            out.mul_(factor)
 
 
 def turn_zero(z: Tensor, q: Tensor) -> Tensor:
@@ -113,6 +114,7 @@ def turn_zero(z: Tensor, q: Tensor) -> Tensor:
     wide = _wide(z.dtype)
     x, z, q = (z - z.detach()).to(wide), z.detach().to(wide), q.detach().to(wide)
     flat_x, flat_z, flat_q = (t.reshape(-1, t.shape[-1]) for t in (x, z, q))
+    (flat_z, power_z), (flat_q, power_q) = _rescale(flat_z), _rescale(flat_q)
     norms = _norms(flat_z, flat_q)
     inverse_z, inverse_q = _inverse(norms)
     v = flat_q * inverse_q
@@ -120,8 +122,9 @@ def turn_zero(z: Tensor, q: Tensor) -> Tensor:
     sigma = torch.linalg.vector_norm(s, dim=1)
     dots = (s * flat_x).sum(1), (v * flat_x).sum(1)
     degenerate = _degenerate(norms, sigma, z.shape[-1])
-    lam, alpha, beta = _coefficients(norms, sigma, dots, None, degenerate, transpose=False)
-    return (lam * flat_x + alpha * s + beta * v).reshape(z.shape)
+    lam, alpha, beta = _coefficients(norms, sigma, dots, degenerate, transpose=False)
+    first, second = _powers(power_q - power_z, degenerate)
+    return ((lam * flat_x + alpha * s + beta * v) * first * second).reshape(z.shape)
 
 
 def _degenerate(norms: Tensor, sigma: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +138,6 @@ def _coefficients(
     norms: Tensor,
     sigma: Tensor,
     dots: tuple[Tensor, Tensor],
-    ratio: Tensor | None,
     degenerate: tuple[Tensor, Tensor] | None,
     *,
     transpose: bool,
@@ -149,8 +151,6 @@ def _coefficients(
         # harmless stand-ins for what degenerate rows would divide by: 0/0 has no place in a graph either
         norm_z, sigma = (torch.where(degenerate[0], 1, a) for a in (norm_z, sigma))
     lam = norm_q / norm_z
-    if ratio is not None:
-        lam = lam * ratio
     half_t, twice = s_x / sigma.square(), 2 * lam
     alpha, beta = (twice * (v_x - half_t), -twice * v_x) if transpose else (-twice * half_t, twice * (s_x - v_x))
     if degenerate:
@@ -176,8 +176,15 @@ def _squares_fit(norms: Tensor) -> bool:
 
 
 def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows times a power of two that brings their largest entry near 1, and that power (N,)."""
+    """Return rows divided by a power of two that brings their largest entry near 1, and its exponent (N,)."""
     exponent = torch.frexp(x.abs().amax(1)).exponent.to(x.dtype)
     limit = math.log2(torch.finfo(x.dtype).max) // 1 - 1
-    scale = torch.exp2(-exponent.clamp(-limit, limit))
-    return x * scale.unsqueeze(1), scale
+    power = exponent.clamp(-limit, limit)
+    return x * torch.exp2(-power).unsqueeze(1), power
+
+
+def _powers(power: Tensor, degenerate: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return two factors (N, 1) of 2^power, 1 for degenerate rows: their product may overflow where λx does not."""
+    power = torch.where(degenerate[0], 0, power)
+    half = (power / 2).trunc()
+    return torch.exp2(half).unsqueeze(1), torch.exp2(power - half).unsqueeze(1)

@@ -26,8 +26,8 @@ def certified(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     from scipy.spatial import KDTree
 
     tree = KDTree(codebook.double().numpy())
-    index = torch.empty(len(z), dtype=torch.int64)
-    certain = torch.empty(len(z), dtype=torch.bool)
+    index = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    certain = torch.empty(len(z), dtype=torch.bool, device=z.device)
     info = torch.finfo(torch.float64)
     slack = 1 + 8 * (z.shape[1] + 4) * info.eps
     for part, best, sure in zip(z.split(_CHUNK), index.split(_CHUNK), certain.split(_CHUNK), strict=True):

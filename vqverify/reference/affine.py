@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
+from vqverify.reference._life_cycle import keep_wide
 from vqverify.reference.codebooks import all_reduce_sum
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class LearnableAffine(nn.Module):
@@ -93,8 +99,9 @@ class MomentAffine(nn.Module):
         _checks.positive_int("dim", dim)
         self.decay = _checks.number("decay", decay, 0, 1)
         self.groups = _checks.positive_int("groups", groups)
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("variance", torch.ones(dim))
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("mean", torch.zeros(dim, dtype=wide))
+        self.register_buffer("variance", torch.ones(dim, dtype=wide))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -157,6 +164,13 @@ class MomentAffine(nn.Module):
         self.variance.copy_(variance)
         self.mean.add_((1 - decay) * shift)
         self.seen.add_(1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MomentAffine:
+        """Move or cast the module, but keep the moments in at least float32."""
+        before = {"mean": self.mean, "variance": self.variance}
+        super()._apply(fn, recurse)
+        keep_wide(self, before)
+        return self
 
 
 def as_affine(

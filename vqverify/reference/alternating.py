@@ -32,7 +32,7 @@ def code_step(codebook: Tensor, z: Tensor, rate: float = 1.0) -> Tensor:
     Raises:
         ValueError: if ``rate`` is out of range.
     """
-    _checks.number("rate", rate, 0, 2)
+    rate = _checks.number("rate", rate, 0, 2)
     rows = z.reshape(-1, z.shape[-1])
     batch = all_reduce(code_statistics(rows, nearest_codes(rows, codebook), len(codebook)))
     mean = batch.sums / batch.counts.clamp(min=1).unsqueeze(1)

@@ -83,11 +83,21 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
-def broadcast(x: Tensor) -> Tensor:
-    """Return the first process's ``x`` in all processes of the default group; ``x`` itself without one."""
+def first_with(z: Tensor) -> int | None:
+    """Return the first process of the default group whose ``z`` has rows, 0 without a group; None if there is none."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0 if len(z) else None
+    rows = torch.zeros(distributed.get_world_size(), dtype=torch.int64, device=z.device)
+    rows[distributed.get_rank()] = len(z)
+    holders = all_reduce_sum(rows).nonzero()
+    return int(holders[0]) if len(holders) else None
+
+
+def broadcast(x: Tensor, source: int) -> Tensor:
+    """Return the ``x`` of process ``source`` in all processes of the default group; ``x`` itself without one."""
     if distributed.is_available() and distributed.is_initialized():
-        x = x.clone()
-        distributed.broadcast(x, 0)
+        x = x.clone(memory_format=torch.contiguous_format)
+        distributed.broadcast(x, source)
     return x
 
 
@@ -107,8 +117,8 @@ def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: floa
     Raises:
         ValueError: if ``decay`` or ``smoothing`` is out of range, or the shapes do not fit.
     """
-    _checks.number("decay", decay, 0, 1)
-    _checks.number("smoothing", smoothing)
+    decay = _checks.number("decay", decay, 0, 1)
+    smoothing = _checks.number("smoothing", smoothing)
     _checks.same_shape("batch.sums", batch.sums, "state.codebook", state.codebook)
     old, n = state.codebook.to(state.sums.dtype), batch.counts.to(state.counts.dtype)
     used = (n > 0).unsqueeze(1)
@@ -131,7 +141,7 @@ def laplace_counts(counts: Tensor, smoothing: float) -> Tensor:
     Raises:
         ValueError: if ε is negative.
     """
-    _checks.number("smoothing", smoothing)
+    smoothing = _checks.number("smoothing", smoothing)
     total = counts.sum()
     return (counts + smoothing) * (total / (total + len(counts) * smoothing))
 
@@ -149,7 +159,7 @@ def memoryless_update(codebook: Tensor, batch: Statistics, rate: float) -> Tenso
     Raises:
         ValueError: if ``rate`` is out of range.
     """
-    _checks.number("rate", rate, 0, 1)
+    rate = _checks.number("rate", rate, 0, 1)
     _checks.same_shape("batch.sums", batch.sums, "codebook", codebook)
     used = (batch.counts > 0).unsqueeze(1)
     old = codebook.to(batch.sums.dtype)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd import Function
+from torch.nn import functional
 
 from vqverify.reference import _checks
 from vqverify.reference._rotation import Turn, turn_zero
@@ -85,6 +86,15 @@ ESTIMATORS: dict[str, Estimator] = {"rotation": rotate, "straight-through": stra
 """Estimators by name."""
 
 
+def as_estimator(value: str | Estimator) -> Estimator:
+    """Return the estimator of a name, or the function that was given.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return value if callable(value) else _checks.choice("estimator", value, ESTIMATORS)
+
+
 def synchronize(z_q: Tensor, q: Tensor, weight: float) -> Tensor:
     """Return z_q + ν(q - sg q): the value of z_q, with ν times its gradient at the codes (001 eq. 20; T23).
 
@@ -99,7 +109,7 @@ def synchronize(z_q: Tensor, q: Tensor, weight: float) -> Tensor:
         ValueError: if the shapes differ, or ν is out of range.
     """
     _checks.same_shape("q", q, "z_q", z_q)
-    _checks.number("weight", weight)
+    weight = _checks.number("weight", weight)
     q = q.to(z_q.dtype)
     if torch.compiler.is_compiling():
         return z_q + weight * (q - q.detach())
@@ -118,6 +128,15 @@ def rotation_vjp(z: Tensor, q: Tensor, g: Tensor) -> Tensor:
     _checks.same_shape("q", q, "z", z)
     _checks.same_shape("g", g, "z", z)
     return Turn.apply(g, z.detach(), q.detach(), True)
+
+
+def relaxed(weights: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
+    """Return the chosen codes (..., D), bit for bit, with the gradient of a mixture at the weights.
+
+    The codes receive the gradient as chosen, the weights (..., K) as if z_q were their mixture: 0 is added whatever
+    precision products are in.
+    """
+    return functional.embedding(codes, codebook) + (weights - weights.detach()) @ codebook
 
 
 # The signatures below are those of torch.autograd.Function, used or not.

@@ -122,8 +122,10 @@ def layer_gaps(plain: Tensor, quantized: Tensor, parameters: Iterable[Tensor]) -
     return torch.stack([torch.linalg.vector_norm(a - b) for a, b in zip(exact, received, strict=True)])
 
 
-def _scalar(value: Tensor, name: str = "f") -> Tensor:
+def _scalar(value: object, name: str = "f") -> Tensor:
+    must = "return" if name == "f" else "be"
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must {must} a scalar tensor, the task loss; it was a {type(value).__name__}")
     if value.numel() != 1:
-        must = "return" if name == "f" else "be"
         raise ValueError(f"{name} must {must} a scalar tensor, the task loss; its shape was {tuple(value.shape)}")
     return value

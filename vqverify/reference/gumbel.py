@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vqverify.reference import _checks
 from vqverify.reference._layout import decoded, enter, kept, leave
-from vqverify.reference.estimators import straight_through
+from vqverify.reference.estimators import relaxed
 from vqverify.reference.sampling import gumbel_like
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ class GumbelVQ(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         noisy = logits + gumbel_like(logits) if self.training else logits
         codes = noisy.argmax(-1)
-        hard = nn.functional.one_hot(codes, self.codebook_size).to(noisy.dtype)
-        weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
-        z_q = (weights @ self.codebook.to(weights.dtype)).to(z.dtype)
+        weights = torch.softmax(noisy / self.temperature, -1)
+        z_q = relaxed(weights, codes, self.codebook.to(weights.dtype)).to(z.dtype)
         loss = self._loss(kept(logits, mask))
         return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 

@@ -39,7 +39,8 @@ def kmeans(
 
     With fewer latents than codes every latent is a centre and the further centres repeat them in turn;
     ties go to the lowest index, so that a repetition gets no latents. A centre that loses its latents
-    stays. With ``metric="cosine"`` latents are replaced by directions and centres by the directions of means.
+    stays. With ``metric="cosine"`` latents are replaced by directions and centres by the directions of means;
+    a centre whose latents cancel stays as well.
 
     Repeated k-means is ``layer.set_codebook(kmeans(z, layer.codebook_size).codebook)``, once an epoch.
 
@@ -77,7 +78,9 @@ def kmeans(
         if step == iterations:
             break
         means = (sums / counts.unsqueeze(1)).to(rows.dtype)
-        moved = torch.where((counts > 0).unsqueeze(1), directions(means) if cosine else means, centres)
+        # where directions cancel there is none: such a centre stays, like one without latents
+        used = (counts > 0) & ((means != 0).any(1) | (not cosine))
+        moved = torch.where(used.unsqueeze(1), directions(means) if cosine else means, centres)
         if torch.equal(moved, centres):
             break
         centres = moved

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vqverify.reference import _checks
-from vqverify.reference._layout import decoded, enter, leave
+from vqverify.reference._layout import decoded, enter, kept, leave
 from vqverify.reference._life_cycle import keep_wide, recomputing
 from vqverify.reference.affine import as_affine
-from vqverify.reference.codebooks import broadcast
-from vqverify.reference.estimators import ESTIMATORS, straight_through, synchronize
+from vqverify.reference.codebooks import broadcast, first_with
+from vqverify.reference.estimators import as_estimator, straight_through, synchronize
 from vqverify.reference.initialise import initial_codes, kmeans
 from vqverify.reference.learners import Learner
 from vqverify.reference.lookup import directions, nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
-from vqverify.reference.replacement import as_replacement
+from vqverify.reference.replacement import as_replacement, draw_replacements
 from vqverify.reference.sampling import sample_codes
 
 if TYPE_CHECKING:
@@ -30,12 +30,26 @@ if TYPE_CHECKING:
     from vqverify.reference.result import Quantized
 
 
+class Step(NamedTuple):
+    """What a pass in train mode leads to.
+
+    Attributes:
+        before: the codes (K, D) that it used.
+        after: the state that follows, by the names of the buffers.
+        drawn: how many rows were permuted to start k-means, and to replace codes; 0 where nothing was drawn.
+    """
+
+    before: Tensor
+    after: State
+    drawn: tuple[int, int]
+
+
 class VectorQuantizer(nn.Module):
     """Quantize latents to the nearest code of one codebook (van den Oord et al. 2017; Fifty et al. 2024).
 
     In train mode a forward pass also moves the codebook, after everything it returns was computed from the
-    codebook before the step; under activation checkpointing the second run of a pass uses that codebook again
-    and moves nothing (one pass between backwards, then). Eval mode changes nothing.
+    codebook before the step; under activation checkpointing the second run of a pass uses that codebook again,
+    draws what the first one drew, and moves nothing (one pass between backwards, then). Eval mode changes nothing.
 
     A pass without latents (N = 0, or all of them masked) has loss 0; in train mode it is the step of a batch in which no
     code was used. K = 1 and D = 1 are sizes as any other, but in one dimension there are no directions: no
@@ -103,12 +117,11 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         self.dim = _checks.positive_int("dim", dim)
         self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
-        self.estimator = estimator if callable(estimator) else _checks.choice("estimator", estimator, ESTIMATORS)
+        self.estimator = as_estimator(estimator)
         self.cosine = _checks.choice("metric", metric, {"euclidean": False, "cosine": True})
         self.commitment_weight = _checks.number("commitment_weight", commitment_weight)
-        if codebook_weight is not None:
-            _checks.number("codebook_weight", codebook_weight)
-        self.codebook_weight = 1.0 if codebook_weight is None else codebook_weight
+        weight = 1.0 if codebook_weight is None else codebook_weight
+        self.codebook_weight = _checks.number("codebook_weight", weight)
         self.reduction = _checks.choice("reduction", reduction, {"mean": "mean", "sum": "sum"})
         self.channel_first = channel_first
         self.temperature = _checks.number("temperature", temperature)
@@ -128,6 +141,7 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.initialisation = initialisation
         self._before: Tensor | None = None
+        self._drawn = (0, 0)
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents.
@@ -151,7 +165,7 @@ class VectorQuantizer(nn.Module):
         self.learn(state)
         return leave(z_q, codes, loss, None, channel_first=self.channel_first)
 
-    def quantize(self, z: Tensor, anchor: Tensor, mask: Tensor | None = None) -> tuple[Quantized, State | None]:
+    def quantize(self, z: Tensor, anchor: Tensor, mask: Tensor | None = None) -> tuple[Quantized, Step | None]:
         """Quantize checked latents (..., D): the pass itself, for layers that are built of several of this one.
 
         Args:
@@ -165,9 +179,11 @@ class VectorQuantizer(nn.Module):
         latents = directions(z) if self.cosine else z
         anchor = latents if anchor is z else directions(anchor) if self.cosine else anchor
         again = self.training and recomputing()
-        if self.training and self.initialisation == "kmeans" and not again:
-            self._start(latents, mask)
-        codebook = self.effective_codebook(previous=again)
+        start = self._start(latents, mask) if self.training and not again else None
+        if again:
+            # what the first run drew beside its samples: a dropout that comes after it must see the same noise
+            torch.randperm(self._drawn[0], device=z.device)
+        codebook = self._codebook_of(self._before if again else start, previous=again)
         if self.training and self.temperature:
             codes = sample_codes(latents, codebook, self.temperature)
         else:
@@ -181,13 +197,15 @@ class VectorQuantizer(nn.Module):
         if self.synchronized:
             z_q = synchronize(z_q, q, self.synchronized)
         out = leave(z_q, codes, loss, mask, channel_first=False)
-        return out, self._learnt(latents.detach(), out.codes, mask) if self.training and not again else None
+        if again:
+            torch.randperm(self._drawn[1], device=z.device)
+        return out, self._learnt(latents.detach(), out.codes, mask, start) if self.training and not again else None
 
-    def learn(self, state: State | None) -> None:
-        """Store the state that :meth:`quantize` returned; None is none."""
-        if state is not None:
-            self._before = self.codebook.detach().clone()
-            self._store(state)
+    def learn(self, step: Step | None) -> None:
+        """Store the step that :meth:`quantize` returned; None is none."""
+        if step is not None:
+            self._before, self._drawn = step.before.clone(), step.drawn
+            self._store(step.after)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors (..., D), or (B, D, ...) with ``channel_first``; -1 (dropped) gives 0.
@@ -206,9 +224,11 @@ class VectorQuantizer(nn.Module):
         Args:
             previous: as they were before the last step in train mode.
         """
-        codes = self.codebook
-        if previous and self._before is not None:
-            codes = straight_through(codes, self._before)
+        return self._codebook_of(self._before if previous else None, previous=previous)
+
+    def _codebook_of(self, values: Tensor | None, *, previous: bool) -> Tensor:
+        """Return the effective codes if the codebook had these values; None is its own."""
+        codes = self.codebook if values is None else straight_through(self.codebook, values)
         if self.affine is not None:
             # a copy: replacing codes must not change what backward needs
             return self.affine(codes.clone(), previous=previous)
@@ -218,6 +238,8 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def set_codebook(self, codes: Tensor) -> None:
         """Overwrite the codes (K, D), with a state that agrees: N = 1, m = the codes (T18).
+
+        A k-means start that has not happened yet no longer does: there are codes.
 
         Raises:
             TypeError: on a dtype that is not floating-point.
@@ -229,6 +251,8 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"codes must have shape {expected}; it was {was}")
         self.codebook.copy_(directions(codes) if self.cosine else codes)
         self._store(self.learner.initial(self.codebook))
+        if self.initialisation == "kmeans":
+            self.started.fill_(1)
 
     def extra_repr(self) -> str:
         """Return the sizes for ``print``."""
@@ -255,26 +279,44 @@ class VectorQuantizer(nn.Module):
             raise ValueError("affine must be 'none' with metric='cosine': codes would leave the sphere")
 
     @torch.no_grad()
-    def _start(self, z: Tensor, mask: Tensor | None) -> None:
-        rows = z[mask] if mask is not None else z.reshape(-1, self.dim)
-        if bool(self.started) or not len(rows):
-            return
-        metric = "cosine" if self.cosine else "euclidean"
-        codes = kmeans(rows, self.codebook_size, metric=metric).codebook.to(self.codebook.dtype)
+    def _start(self, z: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return first codes by k-means, the same in all processes; None once there are some, or without latents."""
+        if self.initialisation != "kmeans" or bool(self.started):
+            return None
+        rows = kept(z, mask).detach()
+        source = first_with(rows)
+        if source is None:
+            return None
+        codes = self.codebook.detach()
+        if len(rows):
+            metric = "cosine" if self.cosine else "euclidean"
+            codes = kmeans(rows, self.codebook_size, metric=metric).codebook.to(codes.dtype)
+        codes = broadcast(codes, source)
         _checks.finite("the first codes, means of z,", codes)
-        self.set_codebook(broadcast(codes))
-        self.started.fill_(1)
+        return codes
 
     @torch.no_grad()
-    def _learnt(self, z: Tensor, codes: Tensor, mask: Tensor | None) -> State | None:
+    def _learnt(self, z: Tensor, codes: Tensor, mask: Tensor | None, start: Tensor | None) -> Step | None:
         state = {name: value.detach() for name, value in self._state().items()}
+        if start is not None:
+            state |= self.learner.initial(start) | {"codebook": start}
+        drawn: list[int] = []
+
+        def draw(z: Tensor, number: int) -> Tensor | None:
+            drawn.append(len(z))
+            return draw_replacements(z, number)
+
         rows, index = z.reshape(-1, self.dim), codes.reshape(-1)
-        new = self.learner.step(state, rows, index, masked=mask is not None)
+        new = self.learner.step(state, rows, index, masked=mask is not None, draw=draw)
         if self.affine is not None:
             self.affine.observe(z, mask)
             if new is not state:  # codes take gradients, so that only replacement writes any: latents, in use as such
                 new["codebook"] = self.affine.placed(state["codebook"], new["codebook"])
-        return None if new is state else new
+        if start is not None:
+            new = new | {"started": torch.ones_like(self.started)}
+        if new is state:
+            return None
+        return Step(state["codebook"], new, (0 if start is None else len(kept(z, mask)), sum(drawn)))
 
     def _state(self) -> State:
         names = ("codebook", "counts", "sums", "age")

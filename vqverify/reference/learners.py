@@ -19,6 +19,8 @@ from vqverify.reference.lookup import directions
 from vqverify.reference.replacement import Replacement, ages, draw_replacements
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     State = dict[str, Tensor]
@@ -51,8 +53,9 @@ class Learner:
 
     def __post_init__(self) -> None:
         _checks.choice("learning", self.rule, dict.fromkeys(RULES))
-        _checks.number("decay", self.decay, 0, 1)
-        _checks.number("smoothing", self.smoothing)
+        for name, most in (("decay", 1.0), ("smoothing", float("inf"))):
+            # as a float: a scalar of numpy is a number too, but rounds otherwise
+            object.__setattr__(self, name, _checks.number(name, getattr(self, name), 0, most))
         if self.smoothing and self.cosine:
             raise ValueError("smoothing must be 0 with metric='cosine': codes are put back on the sphere")
         if self.smoothing and self.rule != "ema":
@@ -77,7 +80,15 @@ class Learner:
         return state
 
     @torch.no_grad()
-    def step(self, state: State, z: Tensor, codes: Tensor, *, masked: bool = False) -> State:
+    def step(
+        self,
+        state: State,
+        z: Tensor,
+        codes: Tensor,
+        *,
+        masked: bool = False,
+        draw: Callable[[Tensor, int], Tensor | None] = draw_replacements,
+    ) -> State:
         """Return the state after a batch; statistics are summed over processes.
 
         **Stochastic** if codes are replaced: the global generator draws which latents take their place.
@@ -87,6 +98,7 @@ class Learner:
             z: latents (N, D); directions for cosine.
             codes: their codes (N,); -1 where masked.
             masked: whether some are -1.
+            draw: where codes are replaced: from latents (N, D) and a number to that many of them, or None.
 
         Raises:
             ValueError: if the sum of the latents of a code overflows, or a code in the codebook's dtype.
@@ -105,19 +117,19 @@ class Learner:
             lost = (new["codebook"] == 0).all(1, keepdim=True)
             new["codebook"] = torch.where(lost, state["codebook"], directions(new["codebook"]))
         if self.replacement:
-            self._replace(new, batch.counts, z[codes >= 0] if masked else z)
+            self._replace(new, batch.counts, z[codes >= 0] if masked else z, draw)
         if not _checks.all_finite(new["codebook"]):
             # codes that somebody set to NaN or infinity, never to be chosen, may stay
             _checks.finite("a code that z leads to", torch.where(state["codebook"].isfinite(), new["codebook"], 0))
         return new
 
-    def _replace(self, state: State, used: Tensor, z: Tensor) -> None:
+    def _replace(self, state: State, used: Tensor, z: Tensor, draw: Callable[[Tensor, int], Tensor | None]) -> None:
         assert self.replacement is not None
         state["age"] = ages(state["age"], used)
         dead = self.replacement.dead(state["age"], state.get("counts")).nonzero().squeeze(1)
-        if not len(dead) or not len(z):
+        fresh = draw(z, len(dead)) if len(dead) else None
+        if fresh is None:
             return
-        fresh = draw_replacements(z, len(dead))
         state["age"][dead] = 0
         for name, value in (self.initial(fresh) | {"codebook": fresh}).items():
             kept = state[name].detach()

@@ -49,7 +49,7 @@ def interpolated_loss(z: Tensor, q: Tensor, beta: float, keep: Tensor | None = N
     Raises:
         ValueError: if β is outside [0, 1].
     """
-    _checks.number("beta", beta, 0, 1)
+    beta = _checks.number("beta", beta, 0, 1)
     return (1 - beta) / 2 * commitment_loss(z, q, keep) + beta / 2 * codebook_loss(z, q, keep)
 
 

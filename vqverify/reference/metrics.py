@@ -60,7 +60,7 @@ def perplexity(counts: Tensor) -> Tensor:
     1 ≤ perplexity ≤ number of active codes, which it reaches for uniform use.
 
     Raises:
-        TypeError: if ``counts`` is no tensor.
+        TypeError: if ``counts`` is no tensor of real numbers.
         ValueError: if it is not (K,), or holds what is no count.
     """
     n = _counted(counts)
@@ -79,8 +79,8 @@ def usage(counts: Tensor) -> float:
 
 
 def _counted(counts: object) -> Tensor:
-    if not isinstance(counts, torch.Tensor):
-        raise TypeError(f"counts must be a tensor; it was a {type(counts).__name__}")
+    _real("counts", counts)
+    assert isinstance(counts, torch.Tensor)
     if counts.ndim != 1 or not len(counts):
         raise ValueError(f"counts must have shape (K,), K at least 1; it was {tuple(counts.shape)}")
     n = counts.double()
@@ -148,6 +148,7 @@ def psnr(x: Tensor, y: Tensor, peak: float = 1.0) -> Tensor:
 
     Raises:
         ModuleNotFoundError: without the extra ``metrics``.
+        TypeError: if an input is no tensor of real numbers.
         ValueError: if the shapes differ.
     """
     _same_images(x, y)
@@ -166,11 +167,15 @@ def ssim(x: Tensor, y: Tensor, peak: float = 1.0) -> Tensor:
 
     Raises:
         ModuleNotFoundError: without the extra ``metrics``.
-        ValueError: if the shapes differ or the images are smaller than the window.
+        TypeError: if an input is no tensor of real numbers.
+        ValueError: if the shapes differ, there is no image, or the images are smaller than the window.
     """
     _same_images(x, y)
-    if x.ndim != 4 or min(x.shape[-2:]) < 11:
-        raise ValueError(f"x and y must be (B, C, H, W), H and W at least 11; their shape was {tuple(x.shape)}")
+    _checks.positive_number("peak", peak)
+    if x.ndim != 4 or 0 in x.shape[:2] or min(x.shape[-2:]) < 11:
+        raise ValueError(
+            f"x and y must be (B, C, H, W), none of them 0, H and W at least 11; their shape was {tuple(x.shape)}"
+        )
     with _torchmetrics():
         from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -187,10 +192,16 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
     Raises:
         ModuleNotFoundError: without the extra ``metrics``.
-        ValueError: if a set has fewer than 2 rows, or the widths differ.
+        TypeError: if a set is no tensor of real numbers.
+        ValueError: if a set has fewer than 2 rows, the widths differ, or a feature is not finite.
     """
-    if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2:
+    for name, features in (("x", x), ("y", y)):
+        _real(name, features)
+        _checks.finite(name, features)
+    if x.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2 or not x.shape[1]:
         raise ValueError(f"x and y must be (N, F), N at least 2; they were {tuple(x.shape)}, {tuple(y.shape)}")
+    # LAPACK ends the process at a covariance that is not finite
+    _checks.finite("the squares of x times those of y", x.double().square().sum() * y.double().square().sum())
     with _torchmetrics():
         from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -208,8 +219,11 @@ def inception_score(logits: Tensor) -> float:
 
     Raises:
         ModuleNotFoundError: without the extra ``metrics``.
-        ValueError: if there are no logits.
+        TypeError: if ``logits`` is no tensor of real numbers.
+        ValueError: if there are no logits, or one is not finite.
     """
+    _real("logits", logits)
+    _checks.finite("logits", logits)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must be (N, classes), both at least 1; their shape was {tuple(logits.shape)}")
     # the library shuffles before it splits: with one split that changes nothing, but it draws
@@ -246,9 +260,26 @@ def _torchmetrics() -> Generator[None]:
             raise ModuleNotFoundError(what, name=error.name) from error
 
 
+def _real(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        what = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of real numbers; it was {what}")
+
+
 def _same_images(x: Tensor, y: Tensor) -> None:
+    _real("x", x)
+    _real("y", y)
     if x.shape != y.shape:
         raise ValueError(f"x and y must have one shape; they were {tuple(x.shape)} and {tuple(y.shape)}")
+
+
+def _maps(found: object, images: int) -> list[Tensor]:
+    # one tensor would be read as a list of its images
+    maps = list(found) if isinstance(found, list | tuple) else []
+    if not maps or not all(isinstance(a, torch.Tensor) and a.ndim > 2 and len(a) == images for a in maps):
+        shapes = [tuple(getattr(a, "shape", ())) for a in maps] or type(found).__name__
+        raise ValueError(f"network must return a list of feature maps (B, C, H, W), B = {images}; it returned {shapes}")
+    return maps
 
 
 def feature_distance(x: Tensor, y: Tensor, network: Callable[[Tensor], list[Tensor]]) -> Tensor:
@@ -263,10 +294,14 @@ def feature_distance(x: Tensor, y: Tensor, network: Callable[[Tensor], list[Tens
         x: images.
         y: images, the same shape.
         network: images -> list of feature maps (B, C_l, H_l, W_l).
+
+    Raises:
+        TypeError: if an input is no tensor of real numbers.
+        ValueError: if the shapes differ, or the network returns anything else.
     """
     _same_images(x, y)
-    total = x.new_zeros(len(x))
-    for a, b in zip(network(x), network(y), strict=True):
+    total = torch.zeros(len(x), device=x.device)
+    for a, b in zip(_maps(network(x), len(x)), _maps(network(y), len(x)), strict=True):
         a, b = (torch.nn.functional.normalize(t, dim=1, eps=1e-10) for t in (a, b))  # noqa: PLW2901
         total = total + (a - b).square().sum(1).flatten(1).mean(1)
     return total

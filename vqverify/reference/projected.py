@@ -11,6 +11,7 @@ from vqverify.reference._layout import decoded, enter, leave
 from vqverify.reference.layers import VectorQuantizer
 
 if TYPE_CHECKING:
+    from vqverify.reference.estimators import Estimator
     from vqverify.reference.result import Quantized
 
 
@@ -31,7 +32,7 @@ class ProjectedCosineVQ(nn.Module):
         codebook_size: int,
         *,
         codebook_dim: int = 8,
-        estimator: str = "rotation",
+        estimator: str | Estimator = "rotation",
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         learning: str = "ema",

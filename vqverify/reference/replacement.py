@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqverify.reference import _checks
-from vqverify.reference.codebooks import broadcast
+from vqverify.reference.codebooks import broadcast, first_with
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Replacement:
 
     def __post_init__(self) -> None:
         _checks.positive_int("lifespan", self.lifespan, at_least=0)
-        _checks.number("threshold", self.threshold)
+        object.__setattr__(self, "threshold", _checks.number("threshold", self.threshold))
         if not self.lifespan and not self.threshold:
             raise ValueError("lifespan must be at least 1 (or threshold greater than 0); both were 0")
 
@@ -44,14 +44,18 @@ def ages(age: Tensor, batch_counts: Tensor) -> Tensor:
     return torch.where(batch_counts > 0, 0, age + 1)
 
 
-def draw_replacements(z: Tensor, number: int) -> Tensor:
+def draw_replacements(z: Tensor, number: int) -> Tensor | None:
     """Return ``number`` rows of ``z`` (N, D), all different if N suffices. **Stochastic**: global generator.
 
-    With several processes all of them return the rows that the first one drew (T22).
+    With several processes all of them return the rows that one drew, the first that has any (T22). None without rows.
     """
+    source = first_with(z)
+    if source is None:
+        return None
+    if not len(z):
+        return broadcast(z.new_empty(number, z.shape[1]), source)
     order = torch.randperm(len(z), device=z.device)
-    rows = z[order[torch.arange(number, device=z.device) % max(1, len(z))]]
-    return broadcast(rows.contiguous())
+    return broadcast(z[order[torch.arange(number, device=z.device) % len(z)]], source)
 
 
 def as_replacement(value: Replacement | int | None) -> Replacement | None:

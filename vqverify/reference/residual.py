@@ -14,7 +14,8 @@ from vqverify.reference.layers import VectorQuantizer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vqverify.reference.learners import State
+    from vqverify.reference.estimators import Estimator
+    from vqverify.reference.layers import Step
     from vqverify.reference.result import Quantized
 
 
@@ -35,7 +36,7 @@ class ResidualVQ(nn.Module):
         codebook_size: int,
         *,
         num_quantizers: int = 2,
-        estimator: str = "straight-through",
+        estimator: str | Estimator = "straight-through",
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         learning: str = "ema",
@@ -78,18 +79,18 @@ class ResidualVQ(nn.Module):
         attached = anchor = rows
         z_q = loss = None
         codes: list[Tensor] = []
-        states: list[State | None] = []
+        steps: list[Step | None] = []
         levels = cast("Iterable[VectorQuantizer]", self.levels)
         for level in levels:
-            out, state = level.quantize(attached, anchor, mask)
-            states.append(state)
+            out, step = level.quantize(attached, anchor, mask)
+            steps.append(step)
             attached = attached - out.z_q
             anchor = anchor - out.z_q.detach()
             z_q = out.z_q if z_q is None else z_q + out.z_q
             loss = out.loss if loss is None else loss + out.loss
             codes.append(out.codes)
-        for level, state in zip(levels, states, strict=True):
-            level.learn(state)
+        for level, step in zip(levels, steps, strict=True):
+            level.learn(step)
         assert z_q is not None
         assert loss is not None
         return leave(z_q, torch.stack(codes, -1), loss, None, channel_first=self.channel_first)

@@ -30,7 +30,8 @@ def sample_codes(
 
     Raises:
         TypeError: on a dtype that is not floating-point.
-        ValueError: on a shape or temperature that does not fit, or latents that are not finite.
+        ValueError: on a shape or temperature that does not fit, or latents that are not finite, or so far from all
+            codes that a squared distance overflows.
     """
     _checks.matrix_pair(z, codebook)
     temperature = _checks.positive_number("temperature", temperature)
@@ -41,9 +42,12 @@ def sample_codes(
     out = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     step = max(1, _CHUNK // codebook.numel())
     for part, index in zip(rows.split(step), out.split(step), strict=True):
-        distance = (part.to(wide).unsqueeze(1) - codes).square_().sum(2)
+        # codes that somebody set to NaN are never drawn, as they are never nearest
+        distance = (part.to(wide).unsqueeze(1) - codes).square_().sum(2).nan_to_num_(torch.inf, torch.inf)
+        least = distance.amin(1, keepdim=True)
+        _checks.finite("the squared distance of z to the nearest code", least)
         # subtract the minimum first: a small T would overflow every distance
-        energy = (distance - distance.amin(1, keepdim=True)).div_(temperature)
+        energy = (distance - least).div_(temperature)
         torch.argmin(energy.sub_(gumbel_like(energy, generator)), 1, out=index)
     return out.reshape(z.shape[:-1])
 
@@ -65,4 +69,4 @@ def warm_up(step: int, steps: int, start: float = 0.0, end: float = 1.0) -> floa
     _checks.positive_int("step", step, at_least=0)
     _checks.positive_int("steps", steps)
     done = min(1.0, step / steps)
-    return start + (end - start) * done
+    return (1 - done) * start + done * end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from vqverify.reference import _checks
 from vqverify.reference._layout import decoded, enter, kept, leave
-from vqverify.reference.estimators import straight_through
+from vqverify.reference.estimators import relaxed
 from vqverify.reference.sampling import gumbel_like
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class SQVAE(nn.Module):
         self.loss_weight = _checks.number("loss_weight", loss_weight)
         self.channel_first = channel_first
         self.codebook = nn.Parameter(torch.randn(codebook_size, dim))
-        start = torch.tensor(_checks.positive_number("variance", variance))
-        self.log_variance = nn.Parameter(start.log())
+        start = math.log(_checks.positive_number("variance", variance))
+        self.log_variance = nn.Parameter(torch.tensor(start))
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize latents (..., D), or (B, D, ...) with ``channel_first``.
@@ -86,9 +87,8 @@ class SQVAE(nn.Module):
         log_p = torch.log_softmax(-0.5 * distance * torch.exp(-self.log_variance), -1)
         noisy = log_p + gumbel_like(log_p) if self.training else log_p
         codes = noisy.argmax(-1)
-        hard = nn.functional.one_hot(codes, self.codebook_size).to(noisy.dtype)
-        weights = straight_through(torch.softmax(noisy / self.temperature, -1), hard)
-        z_q = (weights @ codebook).to(z.dtype)
+        weights = torch.softmax(noisy / self.temperature, -1)
+        z_q = relaxed(weights, codes, codebook).to(z.dtype)
         loss = self._loss(kept(distance, mask), kept(log_p, mask))
         return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vqverify.reference import _checks
 from vqverify.reference._layout import decoded, enter, kept, leave
-from vqverify.reference.estimators import ESTIMATORS, straight_through
+from vqverify.reference.estimators import as_estimator, straight_through
 from vqverify.reference.layers import VectorQuantizer
 from vqverify.reference.lookup import nearest_codes
 from vqverify.reference.losses import codebook_loss, commitment_loss
@@ -17,6 +17,7 @@ from vqverify.reference.losses import codebook_loss, commitment_loss
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vqverify.reference.estimators import Estimator
     from vqverify.reference.result import Quantized
 
 
@@ -35,7 +36,7 @@ class GroupedVQ(nn.Module):
         codebook_size: int,
         *,
         num_groups: int = 2,
-        estimator: str = "rotation",
+        estimator: str | Estimator = "rotation",
         metric: str = "euclidean",
         decay: float = 0.99,
         commitment_weight: float = 0.25,
@@ -83,8 +84,8 @@ class GroupedVQ(nn.Module):
         groups = cast("Iterable[VectorQuantizer]", self.groups)
         parts = rows.chunk(self.num_groups, -1)
         passes = [group.quantize(part, part, mask) for group, part in zip(groups, parts, strict=True)]
-        for group, (_, state) in zip(groups, passes, strict=True):
-            group.learn(state)
+        for group, (_, step) in zip(groups, passes, strict=True):
+            group.learn(step)
         outs = [out for out, _ in passes]
         z_q = torch.cat([out.z_q for out in outs], -1)
         loss = torch.stack([out.loss for out in outs]).mean()
@@ -187,7 +188,9 @@ class LFQ(nn.Module):
         p = torch.sigmoid(logit)
         each = (nn.functional.softplus(logit) - logit * p).sum() / max(1, len(p))
         info = torch.finfo(p.dtype)
-        mean = (p.mean(0) if len(p) else p.sum(0) + 0.5).clamp(info.tiny, 1 - info.eps)
+        # without latents ½, of no entropy lost; no branch, which a graph with a mask could not take
+        used = torch.ones_like(p).sum(0)
+        mean = torch.where(used > 0, p.sum(0) / used.clamp(min=1), 0.5).clamp(info.tiny, 1 - info.eps)
         return each + self.diversity * (mean * mean.log() + (1 - mean) * torch.log1p(-mean)).sum()
 
 
@@ -206,7 +209,7 @@ class SimVQ(nn.Module):
         dim: int,
         codebook_size: int,
         *,
-        estimator: str = "rotation",
+        estimator: str | Estimator = "rotation",
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
         channel_first: bool = False,
@@ -219,7 +222,7 @@ class SimVQ(nn.Module):
         super().__init__()
         self.dim = _checks.positive_int("dim", dim)
         self.codebook_size = _checks.positive_int("codebook_size", codebook_size)
-        self.estimator = _checks.choice("estimator", estimator, ESTIMATORS)
+        self.estimator = as_estimator(estimator)
         self.commitment_weight = _checks.number("commitment_weight", commitment_weight)
         self.codebook_weight = _checks.number("codebook_weight", codebook_weight)
         self.channel_first = channel_first
@@ -239,16 +242,22 @@ class SimVQ(nn.Module):
             ValueError: on a shape that does not fit, or latents that are not finite.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
-        codebook = self.transform(self.basis)
+        codebook = self.effective_codebook()
         codes = nearest_codes(rows, codebook)
         q = nn.functional.embedding(codes, codebook)
         loss = self.commitment_weight * commitment_loss(rows, q, mask)
         loss = loss + self.codebook_weight * codebook_loss(rows, q, mask)
         z_q = self.estimator(rows, q)
+        _checks.same_shape("the result of estimator", z_q, "z", rows)
         return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
+
+    def effective_codebook(self) -> Tensor:
+        """Return the codes (K, D), the same inside autocast: decode is to know what forward returned."""
+        with torch.autocast(self.basis.device.type, enabled=False):
+            return self.transform(self.basis)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the codes' vectors; -1 (dropped) gives 0."""
         index = _checks.code_indices(codes, self.codebook_size)
-        z_q = nn.functional.embedding(index.clamp(min=0), self.transform(self.basis))
+        z_q = nn.functional.embedding(index.clamp(min=0), self.effective_codebook())
         return decoded(z_q, index, channel_first=self.channel_first)
