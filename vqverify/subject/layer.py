@@ -109,9 +109,9 @@ class Layer:
             )
         return Quantized(z, z_q, codes, total, losses, levels, before, raw)
 
-    def invoke(self, x: Tensor) -> Any:
-        """Call the layer as the plan says, on an input in its layout."""
-        return pass_of(self.module, self.plan.method, self.plan.then)(x, **self.plan.arguments)
+    def invoke(self, x: Tensor, **arguments: Any) -> Any:
+        """Call the layer as the plan says, on an input in its layout; ``arguments`` come after the plan's."""
+        return pass_of(self.module, self.plan.method, self.plan.then)(x, **{**self.plan.arguments, **arguments})
 
     def codes_of(self, raw: Any, call: Call, n: int, groups: int = 1) -> Tensor | None:
         """The codes (N, L) that a pass returned; None if it returns none."""
