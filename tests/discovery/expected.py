@@ -159,6 +159,9 @@ WANTED = (
         method="encode",
     ),
     Want(styles.TwoFaced, {}, 6, "BND", (0,), (((1,), "BN"),), (), (plain("book"),)),
+    Want(styles.Padded, {}, 6, "BND", (0,), (((2,), "BN"),), ((1,),), (plain("table.weight"),), (("used", "sums"),)),
+    Want(styles.Lazy, {"k_bins": 16, "emb_width": 6}, 6, "BDN", (1,), (((0,), "BN"),), ((2,),), (plain("k"),), warm=1),
+    Want(styles.Told, {}, 4, "BDN", (0, 0), (((0, 1), "BN"),), ((1,),), ()),
 )
 
 

@@ -434,3 +434,60 @@ class Coder(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         return sum(book[ids] for book, ids in zip(self.books, codes.transpose(0, 1), strict=True)).transpose(1, 2)
+
+
+class Padded(nn.Module):
+    """An EMA codebook in an embedding with one more row, which torch keeps for padding (rq-vae-transformer)."""
+
+    def __init__(self, n_embed: int = 12, width: int = 6, decay: float = 0.9) -> None:
+        super().__init__()
+        self.decay, self.count = decay, n_embed
+        self.table = nn.Embedding(n_embed + 1, width, padding_idx=n_embed)
+        self.table.weight.requires_grad_(False)
+        self.register_buffer("used", torch.ones(n_embed))
+        self.register_buffer("sums", self.table.weight[:-1].detach().clone())
+
+    def forward(self, x: Tensor) -> Any:
+        flat = x.reshape(-1, x.shape[-1])
+        ids = torch.cdist(flat, self.table.weight[:-1]).argmin(-1)
+        hard = self.table(ids).view_as(x)
+        if self.training:
+            hot = F.one_hot(ids, self.count).to(flat)
+            self.used.lerp_(hot.sum(0), 1 - self.decay)
+            self.sums.lerp_(hot.t() @ flat.detach(), 1 - self.decay)
+            self.table.weight.data[:-1] = self.sums / self.used.clamp_min(1e-5)[:, None]
+        return x + (hard - x).detach(), F.mse_loss(x, hard.detach()), ids.view(x.shape[:-1])
+
+
+class Lazy(nn.Module):
+    """The first batch becomes the codebook, whatever its width: the empty codebook alone says what D is (Jukebox)."""
+
+    def __init__(self, k_bins: int = 16, emb_width: int = 6) -> None:
+        super().__init__()
+        self.bins, self.started = k_bins, False
+        self.register_buffer("k", torch.zeros(k_bins, emb_width))
+
+    def forward(self, x: Tensor) -> Any:
+        flat = x.transpose(1, 2).reshape(-1, x.shape[1])
+        if self.training and not self.started:
+            self.k = flat.detach()[torch.arange(self.bins) % len(flat)].clone()
+            self.started = True
+        ids = torch.cdist(flat, self.k).argmin(-1)
+        hard = self.k[ids].view(len(x), x.shape[2], x.shape[1]).transpose(1, 2)
+        return ids.view(len(x), -1), x + (hard - x).detach(), F.mse_loss(x, hard.detach())
+
+
+class Told(nn.Module):
+    """A total beside its terms, of which one is subtracted, and mean probabilities that have a graph (Open-MAGVIT2)."""
+
+    def __init__(self, dim: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("signs", 2.0 * ((torch.arange(2**dim)[:, None] >> torch.arange(dim)) & 1) - 1)
+
+    def forward(self, x: Tensor) -> Any:
+        hard = torch.where(x > 0, 1.0, -1.0).to(x)
+        ids = torch.einsum("bdn,kd->bkn", hard, self.signs).argmax(1)
+        p = (2 * torch.einsum("bdn,kd->bnk", x, self.signs)).softmax(-1).flatten(0, 1)
+        each, mean = -(p * (p + 1e-6).log()).sum(-1).mean(), p.mean(0)
+        spread, commit = -(mean * (mean + 1e-6).log()).sum(), F.mse_loss(x, hard)
+        return (x + (hard - x).detach(), ids), 0.1 * (each - spread) + 0.25 * commit, (each, spread, commit, mean)

@@ -11,7 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqverify.discovery.codespace import among, as_codes, effective, nearest, view
 from vqverify.discovery.measure import differs, scale_of
@@ -87,8 +87,17 @@ def _views(bench: Bench, look: Look, least: int, *, idle: bool = False) -> Itera
         for index in product(*(range(size) for size in tensor.shape[:-2])):
             for transposed in (False, True):
                 rows = tensor.shape[-1 if transposed else -2]
+                codes = None if transposed else _unpadded(bench.trial.module, name, rows)
                 if rows >= least and len(list(index)) <= 3:
-                    yield _View(Slot(name, index, transposed), rows)
+                    yield _View(Slot(name, index, transposed, rows=codes), codes or rows)
+
+
+def _unpadded(module: nn.Module, name: str, rows: int) -> int | None:
+    """Number of codes of an `nn.Embedding` whose last row torch keeps for padding; None for any other tensor."""
+    path, _, last = name.rpartition(".")
+    owner = module.get_submodule(path)
+    padded = isinstance(owner, nn.Embedding) and last == "weight" and owner.padding_idx == rows - 1
+    return rows - 1 if padded else None
 
 
 def _matters(bench: Bench, look: Look, name: str) -> bool:

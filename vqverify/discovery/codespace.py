@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def view(module: torch.nn.Module, slot: Slot) -> Tensor:
     """The stored (K, Dc) tensor of a slot, sharing memory with the module."""
-    tensor = all_tensors(module)[slot.name].data
-    tensor = tensor[slot.index] if slot.index else tensor
-    return tensor.t() if slot.transposed else tensor
+    return slot.of(all_tensors(module)[slot.name].data)
 
 
 def as_codes(bench: Bench, look: Look, slots: tuple[Slot, ...], text: str) -> tuple[tuple[Slot, ...], str]:

@@ -123,7 +123,7 @@ def _settle(trial: Trial, dims: list[int], avoid: set[int], dtype: torch.dtype) 
             continue
         for candidate in candidates(trial, [dim], avoid, dtype):
             every.append(candidate)
-            if candidate.leak == 0 and candidate.reach > 0:
+            if candidate.leak == 0 and candidate.reach > 0 and not candidate.reshapes:
                 local.setdefault(dim, []).append(candidate)
             elif candidate.spill == 0 and candidate.reach > 0 and candidate.trains:
                 roughly.setdefault(dim, []).append(candidate)

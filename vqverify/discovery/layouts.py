@@ -46,6 +46,8 @@ class Candidate:
         steady: some of them keep every entry but that of a latent which is replaced. A layer that works on each
             coordinate alone returns the right z_q under any layout; its codes tell which one it reads.
         repeats: two equal calls from one state and seed give the same.
+        reshapes: a training pass gives a tensor of the state another shape. A layer that takes its codes from the first
+            batch accepts any D; its empty codebook says which one it was built for.
         warm: judged after training passes, because latents leaked before them.
     """
 
@@ -63,6 +65,7 @@ class Candidate:
     codes: int
     steady: bool
     repeats: bool
+    reshapes: bool = False
     warm: bool = False
 
     @property
@@ -157,6 +160,7 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype, *, train: bool = False)
     leak = leaks[: len(outputs)]
     constant = _constancy(trial, where, x, returned, outputs, train=train)
     attached, trains = _attached(trial, where, x, outputs)
+    reshapes = _reshaped(trial)
     table = dict(returned)
 
     def order(index: int) -> tuple[object, ...]:
@@ -195,7 +199,16 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype, *, train: bool = False)
         len(codes),
         0.0 in leaks[len(outputs) :],
         repeats,
+        reshapes,
     )
+
+
+def _reshaped(trial: Trial) -> bool:
+    """Whether a tensor of the state has another shape than before the last call."""
+    after = {name: value.shape for name, value in state.all_tensors(trial.module).items()}
+    state.put_back(trial.base)
+    before = {name: value.shape for name, value in state.all_tensors(trial.module).items() if value.numel()}
+    return any(after.get(name, shape) != shape for name, shape in before.items())
 
 
 def _locality(

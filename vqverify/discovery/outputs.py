@@ -103,7 +103,8 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
     """Outputs that are losses: float, small, and a gradient reaches z or a weight from them in train mode.
 
     A total that is returned beside its parts would count them twice: it is recognised by its gradient, a
-    positive combination of theirs, and taken alone.
+    positive combination of theirs, and taken alone; of parts in a container of their own any combination will do
+    (an entropy that is subtracted). A tensor of which the gradients add up to 0 is a distribution, and no loss.
     """
     where = found.grid
     leaf = found.x.clone().requires_grad_()
@@ -111,6 +112,7 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
     if returned is None:
         return (), f"no pass with gradients could be made: {trial.error}"
     weights = [t for t in all_tensors(trial.module).values() if t.requires_grad and t.is_leaf and t.numel() > 1]
+    holders = {path[:-1] for path in taken}
     outputs: list[Output] = []
     gradients: list[Tensor] = []
     metrics: list[Path] = []
@@ -118,12 +120,12 @@ def find_losses(trial: Trial, found: Candidate, taken: set[Path]) -> tuple[tuple
         if path in taken or not value.is_floating_point() or not _loss_like(where, value):
             continue
         gradient = _gradient(value, [leaf, *weights])
-        if gradient is None:
+        if gradient is None or _is_distribution(value, gradient, [leaf, *weights]):
             metrics.append(path)
         else:
             outputs.append(Output(path, "L" * value.ndim))
             gradients.append(gradient)
-    kept = _without_parts(gradients)
+    kept = _without_parts(gradients, [output.path[:-1] for output in outputs], holders)
     text = (
         f"{len(outputs)} output(s) from which a gradient reaches z or a weight"
         if outputs
@@ -156,8 +158,22 @@ def _gradient(value: Tensor, leaves: list[Tensor]) -> Tensor | None:
     return torch.cat([part.detach().reshape(-1).double() for part in parts])
 
 
-def _without_parts(gradients: list[Tensor]) -> list[int]:
-    """Indices of losses to add up: a total that is a positive combination of others stands for them."""
+def _is_distribution(value: Tensor, summed: Tensor, leaves: list[Tensor]) -> bool:
+    """Whether the entries move while their sum, whose gradient is given, stays: mean probabilities, as of codes."""
+    if value.numel() == 1:
+        return False
+    alone = _gradient(value.flatten()[:1], leaves)
+    return alone is not None and bool(alone.any()) and float(summed.norm()) <= 1e-4 * float(alone.norm())
+
+
+def _without_parts(gradients: list[Tensor], homes: list[Path], holders: set[Path]) -> list[int]:
+    """Indices of losses to add up: a total that is a combination of others stands for them.
+
+    Args:
+        gradients: of each loss.
+        homes: the container of each.
+        holders: containers of z_q and codes: what lies beside these is no breakdown of a total.
+    """
     keep = list(range(len(gradients)))
     if len(keep) < 2 or any(not gradient.isfinite().all() for gradient in gradients):
         return keep
@@ -170,6 +186,8 @@ def _without_parts(gradients: list[Tensor]) -> list[int]:
                     continue
                 weights = torch.linalg.lstsq(basis, gradients[total][:, None]).solution[:, 0]
                 rest = (basis @ weights - gradients[total]).norm()
-                if rest <= 1e-4 * gradients[total].norm() and bool((weights > 1e-6).all()):
+                apart = all(homes[index] not in {homes[total], *holders} for index in some)
+                fits = bool((weights > 1e-6).all()) or (apart and bool((weights.abs() > 1e-6).all()))
+                if fits and rest <= 1e-4 * gradients[total].norm():
                     return [index for index in keep if index not in some]
     return keep

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 def _view(layer: Layer, slot: Slot) -> Tensor:
     """A slot's rows in the layer's state, for writing."""
-    tensor = state.all_tensors(layer.module)[slot.name].data
-    tensor = tensor[slot.index] if slot.index else tensor
-    return tensor.t() if slot.transposed else tensor
+    return slot.of(state.all_tensors(layer.module)[slot.name].data)
 
 
 NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")

@@ -84,7 +84,7 @@ def _each_waits(probe: Probe, columns: int) -> bool:
     assert first is not None
     for level, slot in enumerate(layer.plan.slots[:-1]):
         layer.restore()
-        tensor = tensor_at(layer.module, slot.name).data[slot.index]
+        tensor = slot.of(tensor_at(layer.module, slot.name).data)
         generator = torch.Generator().manual_seed(31 + level)
         tensor.copy_(tensor[torch.randperm(len(tensor), generator=generator)] * -1)
         codes = layer.forward(probe.z, grad=False).codes

@@ -25,7 +25,7 @@ class Step:
         views: latents, codes and codebook of the pass, at each level that searches this codebook.
         decay: γ of the whole step.
         n, S: count and sum of the latents of each code, (K,), (K, Dc).
-        size: Σ|z| of the latents of each code, for bounds, (K,).
+        size: Σ|z| of the latents of each code, what a stack was given included, for bounds, (K,).
         terms: how many latents were added up for each code, for bounds, (K,).
         weights: of the latents of each view, in n and S.
         N, m: accumulators before; N2, m2, e2: accumulators and codebook after.
@@ -73,15 +73,20 @@ def steps(subject: Quantizer, case: Case) -> Iterator[Step]:
     out = subject.forward(case.z, train=True, seed=case.seed, trace=True)
     after, books = subject.accumulators(), subject.codebooks()
     found = list(views(out))
+    stacked = "residual" in str(trait(subject, "structure")) and bool(found) and found[0].index == 0
+    given = norms(found[0].z) if stacked else np.zeros(len(case.z))
     sharing = list(trait(subject, "sharing", range(len(before))))[: len(before)]
     for first in dict.fromkeys(sharing):
         mine = tuple(view for view in found if view.index < len(sharing) and sharing[view.index] == first)
         if len(mine) < sharing.count(first):
             continue  # a level was left out or not located: what it adds is not known
-        yield _step(subject, mine, before[first], after[first], books[first])
+        yield _step(subject, mine, before[first], after[first], books[first], given)
 
 
-def _step(subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: Accumulators, book: Tensor) -> Step:
+def _step(
+    subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: Accumulators, book: Tensor, given: Array
+) -> Step:
+    """One codebook's step; `given` are the norms of what a stack was given, by which its remainders are rounded."""
     count, dim = found[0].codebook.shape
     decay, turns = float(trait(subject, "decay", np.nan)), len(found)
     weights = (1.0,) * turns
@@ -95,7 +100,7 @@ def _step(subject: Quantizer, found: tuple[View, ...], old: Accumulators, new: A
         received = np.bincount(view.k[kept], minlength=count).astype(float)
         n, terms = n + weight * received, terms + received
         np.add.at(total, view.k[kept], weight * view.z[kept])
-        np.add.at(size, view.k[kept], weight * norms(view.z[kept]))
+        np.add.at(size, view.k[kept], weight * (norms(view.z) + given * (view.index > 0))[kept])
     return Step(
         found, decay, n, total, size, terms, weights,
         array(old.counts), array(old.sums), array(new.counts), array(new.sums), array(book), u, book.dtype,

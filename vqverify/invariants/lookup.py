@@ -163,9 +163,13 @@ def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 def _metric(subject: Quantizer) -> str:
-    """The metric whose law holds: an inner product of codes of any norm is a choice only where it is declared."""
+    """The metric whose law holds: an inner product of codes of any norm is a choice only where it is declared.
+
+    Or where gradients run through a softmax of the same products, as in index backpropagation.
+    """
     finding = subject.traits["metric"]
-    return "euclidean" if finding.value == "dot" and finding.origin == "identified" else str(finding.value)
+    hidden = finding.origin == "identified" and trait(subject, "estimator") not in {"softmax", "gumbel"}
+    return "euclidean" if finding.value == "dot" and hidden else str(finding.value)
 
 
 def _regret(subject: Quantizer, view: View, kept: Mask, u: float) -> Clause:

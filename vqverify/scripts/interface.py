@@ -63,6 +63,8 @@ def eval_pure(s: Scene) -> Iterator[str]:
 @script("interface.eval_deterministic")
 def eval_deterministic(s: Scene) -> Iterator[str]:
     """Two eval passes."""
+    if s.label == "raised":
+        raise Unscripted(f"no script is written for the label {s.label} of this row")
     read = {
         "value": s.z_q(train=False, out="{}"), "codes": s.codes(train=False, out="{}") if s.call(train=False).codes else "",
         "loss": s.loss(train=False, out="{}") if s.call(train=False).losses else "",
@@ -78,6 +80,8 @@ def eval_deterministic(s: Scene) -> Iterator[str]:
 @script("interface.generators")
 def generators(s: Scene) -> Iterator[str]:
     """What is drawn after a pass."""
+    if s.label not in {"reseeded", "unseeded"}:
+        raise Unscripted(f"no script is written for the label {s.label} of this row")
     name = s.witness.message.partition(":")[0]
     seeding, draw = {
         "torch": ("torch.manual_seed(seed)", "torch.rand(1).item()"),

@@ -216,7 +216,8 @@ class Scene:
         """A tensor of the state."""
         name = part_of(self.subject.module, slot.name, layer)
         name += "".join(f"[{index}]" for index in slot.index)
-        return f"{name}.T" if slot.transposed else name
+        name = f"{name}.T" if slot.transposed else name
+        return name if slot.rows is None else f"{name}[:{slot.rows}]"
 
     def books(self, layer: str = "layer") -> str:
         """Copies of the codebooks of all levels, as a list."""
@@ -236,8 +237,9 @@ class Scene:
         slot = self.subject.plan.slots[level]
         if slot.transform != "identity":
             raise Unscripted("its codes are computed from what is stored")
-        whole = self.tensor(replace(slot, index=(), transposed=False))
-        return whole, "".join(f"[{index}]" for index in slot.index) + (".T" if slot.transposed else "")
+        whole = self.tensor(replace(slot, index=(), transposed=False, rows=None))
+        part = "".join(f"[{index}]" for index in slot.index) + (".T" if slot.transposed else "")
+        return whole, part if slot.rows is None else f"{part}[:{slot.rows}]"
 
     def plain(self) -> None:
         """Go on only where one codebook is searched with the latents as they are given.

@@ -157,7 +157,7 @@ class Layer:
                 continue
             with guarded("backward"):
                 pulled = capture.pull(value, state.tensor_at(self.module, slot.name), torch.ones_like(value)).cpu()
-                found.append(tables.part(pulled, slot))
+                found.append(slot.of(pulled))
         return tuple(found)
 
     def stored_gradient(self, level: int, rows: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class Slot:
         transform: what the layer makes of a stored row before it is a code; `made`: something unknown, so that the
             codes are read from a pass and cannot be set.
         shape: (K, Dc) of the codes, for `made`.
+        rows: K, where rows of padding follow the codes (`nn.Embedding` with a padding_idx).
     """
 
     name: str
@@ -45,6 +46,12 @@ class Slot:
     transposed: bool = False
     transform: Literal["identity", "normalize", "made"] = "identity"
     shape: tuple[int, int] | None = None
+    rows: int | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This part (K, Dc) of the stored tensor, sharing its memory."""
+        tensor = tensor[self.index] if self.index else tensor
+        return (tensor.t() if self.transposed else tensor)[: self.rows]
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,7 @@ def gather(value: Tensor, form: str, size: Mapping[str, int]) -> Tensor:
     size = {**size, "1": 1}
     want = tuple(length if letter in "DLK" else size[letter] for letter, length in zip(form, value.shape, strict=False))
     if value.ndim != len(form) or tuple(value.shape) != want:
-        known = "(" + ", ".join(f"{letter}={size.get(letter, '?')}" for letter in form) + ")"
+        known = "(" + ", ".join(letter if letter in "DLK" else f"{letter}={size[letter]}" for letter in form) + ")"
         raise Violation("shape", f"expected an output of shape {known}, got {tuple(value.shape)}")
     order = sorted(range(len(form)), key=lambda axis: (TOKENS + "1LDK").index(form[axis]))
     kept = [value.shape[axis] for axis in order if form[axis] in "LDK"]

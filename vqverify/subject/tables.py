@@ -65,12 +65,6 @@ def view(module: nn.Module, slot: Slot) -> Tensor:
         Violation: if a pass took it out of the layer's state.
     """
     try:
-        return part(state.tensor_at(module, slot.name), slot)
+        return slot.of(state.tensor_at(module, slot.name))
     except (KeyError, IndexError):
         raise Violation("state", f"the tensor {slot.name}{list(slot.index)} is gone from the layer's state") from None
-
-
-def part(tensor: Tensor, slot: Slot) -> Tensor:
-    """A level's share (K, Dc) of the tensor that holds it."""
-    tensor = tensor[slot.index] if slot.index else tensor
-    return tensor.t() if slot.transposed else tensor
