@@ -21,6 +21,12 @@ def square(x):
     return x.square().sum()
 
 
+def _far_logits():
+    layer = R.GumbelVQ(4, 6)
+    torch.nn.init.ones_(layer.logits.weight)
+    return layer(torch.full((3, 4), 3e38))
+
+
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -80,6 +86,20 @@ def square(x):
             "levels, a number": ("levels", lambda: R.FSQ(5)),
             "code_statistics, a list": ("z", lambda: R.code_statistics([1.0], torch.zeros(1, dtype=torch.int64), 2)),
             "sparse latents": ("z", lambda: R.VectorQuantizer(4, 6)(Z.to_sparse())),
+            "ema_update, counts": ("counts", lambda: R.ema_update(STATE, BATCH._replace(counts=torch.ones(5)), 0.9)),
+            "ema_update, sums": ("sums", lambda: R.ema_update(STATE._replace(sums=CODES[:5]), BATCH, 0.9)),
+            "memoryless_update, counts": (
+                "counts",
+                lambda: R.memoryless_update(CODES, BATCH._replace(counts=torch.ones(6, 1)), 0.9),
+            ),
+            "directions, a list": ("x", lambda: R.directions([1.0])),
+            "directions, whole numbers": ("x", lambda: R.directions(WHOLE)),
+            "directions, no axis": ("x", lambda: R.directions(torch.tensor(1.0))),
+            "code_step, a list": ("z", lambda: R.code_step(CODES, [1.0])),
+            "code_step, no axis": ("z", lambda: R.code_step(CODES, torch.tensor(1.0))),
+            "exact_gradient, a list": ("z", lambda: R.exact_gradient(square, [1.0])),
+            "sqvae, far": ("z", lambda: R.SQVAE(4, 6)(Z * 1e30)),
+            "gumbel, logits": ("z", _far_logits),
             "8 bits": ("z", lambda: R.nearest_codes(Z.to(torch.float8_e5m2), CODES)),
             "sample_codes, far": ("z", lambda: R.sample_codes(Z * 1e30, CODES, 1.0)),
             "a number beyond all floats": ("beta", lambda: R.interpolated_loss(Z, Q, 10**400)),

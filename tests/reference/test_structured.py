@@ -147,3 +147,11 @@ def test_mask_is_the_kept_latents_alone(name):
     assert torch.allclose(padded.grad[keep], alone.grad, atol=1e-6)
     assert (padded.grad[~keep] == 0).all()
     assert layer(torch.randn(3, 6), mask=torch.zeros(3, dtype=torch.bool)).loss.isfinite()
+
+
+def test_sqvae_in_eval_mode_finds_the_nearest_code_where_its_probabilities_tie():
+    layer = SQVAE(2, 3, variance=1e6).eval()
+    with torch.no_grad():
+        layer.codebook.copy_(torch.tensor([[1.001, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+    z = torch.tensor([[0.5, 0.0], [-0.1, 0.0], [1.1, 0.0]])
+    assert layer(z).codes.tolist() == [1, 2, 0]

@@ -110,6 +110,19 @@ def same_shape(name: str, value: object, other: str, like: Tensor) -> None:
         raise ValueError(f"{name} must have the shape of {other}, {tuple(like.shape)}; it was {tuple(value.shape)}")
 
 
+def counts(name: str, value: object, size: int) -> None:
+    """Check that ``value`` is a tensor with a number a code.
+
+    Raises:
+        TypeError: if it is no tensor.
+        ValueError: if its shape is not (K,).
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; it was a {type(value).__name__}")
+    if value.shape != (size,):
+        raise ValueError(f"{name} must have one entry a code, shape ({size},); its shape was {tuple(value.shape)}")
+
+
 def all_finite(value: Tensor) -> bool:
     """Whether no entry is NaN or infinite; a finite sum shows it at a fraction of the cost of a test of each entry."""
     return bool(value.detach().sum().isfinite()) or bool(value.isfinite().all())

@@ -30,8 +30,10 @@ def code_step(codebook: Tensor, z: Tensor, rate: float = 1.0) -> Tensor:
         rate: η in [0, 2].
 
     Raises:
-        ValueError: if ``rate`` is out of range.
+        TypeError: on a dtype that is not floating-point.
+        ValueError: if ``rate`` is out of range, the shapes do not fit, or ``z`` holds NaN or infinity.
     """
+    _checks.matrix_pair(z, codebook)
     rate = _checks.number("rate", rate, 0, 2)
     rows = z.reshape(-1, z.shape[-1])
     batch = all_reduce(code_statistics(rows, nearest_codes(rows, codebook), len(codebook)))

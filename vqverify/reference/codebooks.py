@@ -120,6 +120,9 @@ def ema_update(state: EmaState, batch: Statistics, decay: float, smoothing: floa
     decay = _checks.number("decay", decay, 0, 1)
     smoothing = _checks.number("smoothing", smoothing)
     _checks.same_shape("batch.sums", batch.sums, "state.codebook", state.codebook)
+    _checks.same_shape("state.sums", state.sums, "state.codebook", state.codebook)
+    _checks.counts("batch.counts", batch.counts, len(state.codebook))
+    _checks.counts("state.counts", state.counts, len(state.codebook))
     old, n = state.codebook.to(state.sums.dtype), batch.counts.to(state.counts.dtype)
     used = (n > 0).unsqueeze(1)
     counts = (state.counts * decay).add_(n, alpha=1 - decay).clamp_(min=LEAST_COUNT)
@@ -157,10 +160,11 @@ def memoryless_update(codebook: Tensor, batch: Statistics, rate: float) -> Tenso
         rate: η in [0, 1]; 1 - γ in the terms of :func:`ema_update`.
 
     Raises:
-        ValueError: if ``rate`` is out of range.
+        ValueError: if ``rate`` is out of range, or the shapes do not fit.
     """
     rate = _checks.number("rate", rate, 0, 1)
     _checks.same_shape("batch.sums", batch.sums, "codebook", codebook)
+    _checks.counts("batch.counts", batch.counts, len(codebook))
     used = (batch.counts > 0).unsqueeze(1)
     old = codebook.to(batch.sums.dtype)
     mean = batch.sums / batch.counts.clamp(min=1).unsqueeze(1)

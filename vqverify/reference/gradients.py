@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 def exact_gradient(f: Task, z: Tensor) -> Tensor:
-    """Return g(z) (N, D): the gradient of the unquantized model. Its gap is 0 by definition."""
+    """Return g(z) (N, D): the gradient of the unquantized model. Its gap is 0 by definition.
+
+    Raises:
+        TypeError: if ``z`` has no floating-point dtype, or ``f`` returns no tensor.
+        ValueError: if what ``f`` returns is no scalar.
+    """
+    _checks.latents("z", z, None)
     with torch.enable_grad():
         point = z.detach().requires_grad_()
         value = _scalar(f(point))

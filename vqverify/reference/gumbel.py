@@ -69,12 +69,13 @@ class GumbelVQ(nn.Module):
 
         Raises:
             TypeError: on a dtype that is not floating-point.
-            ValueError: on a shape that does not fit, or latents that are not finite.
+            ValueError: on a shape that does not fit, or latents or logits that are not finite.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         _checks.finite("z", rows)
         logits = self.logits(rows.to(self.logits.weight.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        _checks.finite("the logits of z", logits)
         noisy = logits + gumbel_like(logits) if self.training else logits
         codes = noisy.argmax(-1)
         weights = torch.softmax(noisy / self.temperature, -1)

@@ -56,7 +56,14 @@ def directions(x: Tensor) -> Tensor:
 
     A row is first divided by its largest entry, so that no square overflows or underflows. The Jacobian of a
     zero row is the identity, so that gradients stay finite.
+
+    Raises:
+        TypeError: on a dtype that is not floating-point.
+        ValueError: if ``x`` has no axis.
     """
+    _checks.latents("x", x, None)
+    if not x.ndim:
+        raise ValueError("x must be (..., D); it had no axis")
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     peak = wide.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else wide
     scaled = wide / torch.where(peak > 0, peak, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vqverify.reference import _checks
 from vqverify.reference._layout import decoded, enter, kept, leave
 from vqverify.reference.estimators import relaxed
+from vqverify.reference.lookup import nearest_codes
 from vqverify.reference.sampling import gumbel_like
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class SQVAE(nn.Module):
 
         Raises:
             TypeError: on a dtype that is not floating-point.
-            ValueError: on a shape that does not fit, or latents that are not finite.
+            ValueError: on a shape that does not fit, or latents that are not finite, or so far from a code, by σ, that
+                |z - c|²/(2σ²) overflows.
         """
         rows = enter(z, self.dim, mask, channel_first=self.channel_first)
         _checks.finite("z", rows)
@@ -84,12 +86,15 @@ class SQVAE(nn.Module):
         codebook = self.codebook.to(wide)
         # differences, not the expanded square: the latents may lie anywhere
         distance = (rows.to(wide).unsqueeze(-2) - codebook).square().sum(-1)
-        log_p = torch.log_softmax(-0.5 * distance * torch.exp(-self.log_variance), -1)
+        energy = 0.5 * distance * torch.exp(-self.log_variance)
+        _checks.finite("|z - c|²/(2σ²)", energy)
+        log_p = torch.log_softmax(-energy, -1)
         noisy = log_p + gumbel_like(log_p) if self.training else log_p
-        codes = noisy.argmax(-1)
+        # p may round to a tie where one code is nearer
+        codes = noisy.argmax(-1) if self.training else nearest_codes(rows, codebook)
         weights = torch.softmax(noisy / self.temperature, -1)
         z_q = relaxed(weights, codes, codebook).to(z.dtype)
-        loss = self._loss(kept(distance, mask), kept(log_p, mask))
+        loss = self._loss(kept(energy, mask), kept(log_p, mask))
         return leave(z_q, codes, loss, mask, channel_first=self.channel_first)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -98,7 +103,6 @@ class SQVAE(nn.Module):
         z_q = nn.functional.embedding(index.clamp(min=0), self.codebook)
         return decoded(z_q, index, channel_first=self.channel_first)
 
-    def _loss(self, distance: Tensor, log_p: Tensor) -> Tensor:
-        energy = 0.5 * distance * torch.exp(-self.log_variance)
+    def _loss(self, energy: Tensor, log_p: Tensor) -> Tensor:
         each = (log_p.exp() * (energy + log_p)).sum(-1)
         return self.loss_weight * each.sum() / max(1, each.numel())
