@@ -32,6 +32,7 @@ CORNERS = (
     "antiparallel",
     "single",
     "off-centre",
+    "clustered",
     "parallel",
     "duplicates",
     "far",
@@ -339,8 +340,8 @@ def _corner(name: str, frame_: Frame) -> tuple[np.ndarray, tuple[Tensor, ...] | 
             return (around, _filled(frame_, one)) if free else (-first[None], None)
         case "parallel":
             return (np.stack([2 * one, 0.25 * one, ramp]), _filled(frame_, one)) if free else (1.5 * first[None], None)
-        case "off-centre":
-            shift = np.full(d, 30000.0)
+        case "off-centre" | "clustered":  # beyond what a sum of squares resolves in float32, and in half precision
+            shift = np.full(d, 30000.0 if name == "off-centre" else 16 / np.sqrt(d))
             return (
                 (np.stack([shift + 0.25 * one, shift + 0.75 * one]), _filled(frame_, shift, shift + one))
                 if free

@@ -260,6 +260,7 @@ def _lower_precision(subject: Quantizer) -> tuple[str, ...]:
     source="001 A.1; theory T29",
     needs=("codes", "codebook", "deterministic", "metric=euclidean", "levels"),
     parts=_lower_precision,
+    corners=("zero", "on-code", "tie", "antiparallel", "single", "off-centre", "clustered", "parallel"),
     mutants=("lower_precision_on_trust",),
     hint="round latents and codes, not the sums: compare in full precision, and rank again what the margin leaves open.",
 )
