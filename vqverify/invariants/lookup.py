@@ -145,6 +145,7 @@ def squared_distances(z: Array, book: Array) -> Array:
     follows=(
         "product.independent",
         "lookup.cosine_sphere",
+        "interface.size_free",
     ),
     source="001 §2; theory T28",
     needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
