@@ -214,6 +214,20 @@ def test_a_mask_breaks_no_graph():
     assert torch.allclose(compiled.loss, layer(z, mask).loss)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("kwargs", "scale"), [({}, 3e38), ({"learning": "gradient", "affine": "moments"}, 1e25)], ids=["sums", "moments"]
+)
+def test_a_compiled_pass_that_overflows_leaves_the_state_too(kwargs, scale):
+    torch._dynamo.reset()
+    layer = VectorQuantizer(6, 2, **kwargs)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match="must be finite"):
+        torch.compile(layer, backend="eager")(torch.ones(8, 6) * scale * torch.linspace(0.9, 1, 8)[:, None])
+    for a, b in zip(before.values(), layer.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("layer", [GumbelVQ(6, 16), SQVAE(6, 16), SimVQ(6, 16)], ids=lambda layer: type(layer).__name__)
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast_leaves_the_value_the_code(layer, training):

@@ -128,13 +128,15 @@ def all_finite(value: Tensor) -> bool:
     return bool(value.detach().sum().isfinite()) or bool(value.isfinite().all())
 
 
-def finite(name: str, value: Tensor, *, infinity: bool = False) -> None:
-    """Check that no entry is NaN or, unless that has a meaning, infinite. Not under a compiler: it would break the graph.
+def finite(name: str, value: Tensor, *, infinity: bool = False, learnt: bool = False) -> None:
+    """Check that no entry is NaN or, unless that has a meaning, infinite.
+
+    A look breaks a compiler's graph: under one, only what a state would take in for good (``learnt``) is looked at.
 
     Raises:
         ValueError: if one is.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not learnt:
         return
     if all_finite(value):
         return

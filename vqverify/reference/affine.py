@@ -147,7 +147,7 @@ class MomentAffine(nn.Module):
             ValueError: if latents that count are not finite, or their variance overflows; the moments are untouched.
         """
         rows = z.reshape(-1, z.shape[-1]) if keep is None else z[keep]
-        _checks.finite("z", rows)
+        _checks.finite("z", rows, learnt=True)
         totals = torch.cat([rows.new_full((1,), len(rows), dtype=torch.float64), rows.sum(0, dtype=torch.float64)])
         totals = all_reduce_sum(totals)
         if not bool(totals[0] > 0):
@@ -159,7 +159,7 @@ class MomentAffine(nn.Module):
         shift = mean - self.mean
         # merging two populations: the variance between their means counts (T26)
         variance = decay * self.variance + (1 - decay) * variance + decay * (1 - decay) * shift.square()
-        _checks.finite("the variance of the latents z", variance.to(self.variance.dtype))
+        _checks.finite("the variance of the latents z", variance.to(self.variance.dtype), learnt=True)
         self._before = (self.mean.clone(), self.variance.clone(), self.seen.clone())
         self.variance.copy_(variance)
         self.mean.add_((1 - decay) * shift)

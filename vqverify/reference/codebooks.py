@@ -71,7 +71,7 @@ def all_reduce(batch: Statistics) -> Statistics:
         ValueError: if the latents of a code are so large that their sum overflows.
     """
     flat = all_reduce_sum(torch.cat([batch.counts.unsqueeze(1), batch.sums], 1))
-    _checks.finite("the sum of the latents z of a code", flat)
+    _checks.finite("the sum of the latents z of a code", flat, learnt=True)
     return Statistics(flat[:, 0], flat[:, 1:])
 
 

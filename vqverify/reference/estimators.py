@@ -62,7 +62,8 @@ def rotate(z: Tensor, q: Tensor) -> Tensor:
 
     Degenerate rows (theory T6): J = I where z = 0 or |s| < :func:`antiparallel_threshold` (no rotation is
     determined there; D = 1 with opposite signs is such a case); J = 0 where q = 0 (the continuous value).
-    Half-precision inputs are computed in float32 and rounded once.
+    Half-precision inputs are computed in float32 and rounded once. Norms may have any magnitude, and λ may overflow:
+    an entry of J^T g is infinite only if it does itself (compiled, it may be NaN then).
 
     Args:
         z: latents (..., D), any floating-point dtype.

@@ -74,7 +74,7 @@ def kmeans(
         codes = nearest_codes(rows, centres)
         objective.append((rows.double() - centres[codes].double()).square().sum())
         counts, sums = code_statistics(rows, codes, size)
-        _checks.finite("the sum of the latents z of a centre", sums)
+        _checks.finite("the sum of the latents z of a centre", sums, learnt=True)
         if step == iterations:
             break
         means = (sums / counts.unsqueeze(1)).to(rows.dtype)

@@ -292,7 +292,7 @@ class VectorQuantizer(nn.Module):
             metric = "cosine" if self.cosine else "euclidean"
             codes = kmeans(rows, self.codebook_size, metric=metric).codebook.to(codes.dtype)
         codes = broadcast(codes, source)
-        _checks.finite("the first codes, means of z,", codes)
+        _checks.finite("the first codes, means of z,", codes, learnt=True)
         return codes
 
     @torch.no_grad()

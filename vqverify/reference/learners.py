@@ -120,7 +120,9 @@ class Learner:
             self._replace(new, batch.counts, z[codes >= 0] if masked else z, draw)
         if not _checks.all_finite(new["codebook"]):
             # codes that somebody set to NaN or infinity, never to be chosen, may stay
-            _checks.finite("a code that z leads to", torch.where(state["codebook"].isfinite(), new["codebook"], 0))
+            _checks.finite(
+                "a code that z leads to", torch.where(state["codebook"].isfinite(), new["codebook"], 0), learnt=True
+            )
         return new
 
     def _replace(self, state: State, used: Tensor, z: Tensor, draw: Callable[[Tensor, int], Tensor | None]) -> None:
