@@ -101,6 +101,7 @@ class Quantized:
         levels: one `Level` a level where capture located it (only with trace=True), else empty.
         codebook: one (K, Dc) tensor a level, copied BEFORE the pass; empty if not readable.
         raw: what the layer returned, untouched.
+        codes_as: dtypes of the outputs that were read as codes, one-hot rows left out.
     """
 
     z: Node
@@ -111,6 +112,7 @@ class Quantized:
     levels: tuple[Level, ...] = ()
     codebook: tuple[Tensor, ...] = ()
     raw: Any = None
+    codes_as: tuple[torch.dtype, ...] = ()
 
 
 @dataclass(frozen=True)

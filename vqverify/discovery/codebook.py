@@ -180,8 +180,9 @@ def _renumbered(bench: Bench, look: Look, *, odd: bool) -> tuple[tuple[Slot, ...
 
 
 def _owns(bench: Bench, look: Look, candidate: _View, level: int) -> bool:
+    """Whether nearly every row's latents are those of one code; a row of few latents also moves some over a boundary."""
     assert look.codes is not None
-    codes, good = look.codes[:, level], 0
+    codes, good, bad = look.codes[:, level], 0, 0
     for row in range(min(candidate.rows, MOST)):
         chosen = torch.arange(candidate.rows) == row
         result = _changed(bench, look, candidate.slot, chosen.to(look.z), row)
@@ -190,12 +191,13 @@ def _owns(bench: Bench, look: Look, candidate: _View, level: int) -> bool:
         mine = result[0]
         if int(mine.sum()) < 2:
             continue
-        if _jaccard(mine, codes == codes[mine].mode().values) < MATCH:
+        owns = _jaccard(mine, codes == codes[mine].mode().values) >= MATCH
+        good, bad = good + owns, bad + (not owns)
+        if bad > good + 1:
             return False
-        good += 1
-        if good >= 4:
+        if good >= 4 * max(bad, 1):
             return True
-    return good >= 2
+    return good >= max(2, 4 * bad)
 
 
 def _by_value(bench: Bench, look: Look) -> tuple[tuple[Slot, ...], str]:

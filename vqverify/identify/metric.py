@@ -70,6 +70,8 @@ def metric(probe: Probe) -> Findings:
     best = max(scores, key=lambda name: scores[name])
     text = f"{best.partition(':')[0]} explains {scores[best]:.0%} of the codes of {len(probe.z)} generic latents"
     if scores[best] <= AGREES and leading is None:
+        if exchanged := _exchanged(probe.train):
+            return exchanged
         raise Unknown(f"no metric explains the codes: {text} at best")
     equal = [name for name in scores if ":" not in name and scores[name] > scores[best] - 0.02]
     name, _, mistake = best.partition(":")
@@ -82,6 +84,22 @@ def metric(probe: Probe) -> Findings:
         "metric": Finding(name, evidence=text, mistake=mistake or None),
         "metric_equivalent": Finding(equal, evidence="metrics that choose the same codes on this layer's codebooks"),
     }
+
+
+def _exchanged(out: Quantized) -> Findings:
+    """The metric by which each level searches the codebook of another one; nothing if it does not."""
+    count = len(out.levels)
+    if out.codes is None or count < 2 or count != len(out.codebook) or len({e.shape for e in out.codebook}) > 1:
+        return {}
+    shares = [
+        [_agreement([(latents_at(out, level), e, out.codes[:, level])]) for e in out.codebook] for level in range(count)
+    ]
+    for name in ("euclidean", "cosine"):
+        owners = [max(range(count), key=lambda at, own=own: own[at][name]) for own in shares]
+        if len(set(owners)) == count and all(own[at][name] > AGREES for own, at in zip(shares, owners, strict=True)):
+            text = f"{name} explains the codes of each level, in the codebooks of levels {owners}: not those that z_q is made of"
+            return {"metric": Finding(name, evidence=text), "metric_equivalent": Finding([name], evidence=text)}
+    return {}
 
 
 def _leading(probe: Probe) -> dict[str, float] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, code_rows, relative, unknown_
-from vqverify.identify.tables import additive, implicit
+from vqverify.identify.tables import additive, implicit, renumbered
 from vqverify.quantizer import Finding, Quantized
 from vqverify.subject.state import tensor_at
 
@@ -71,6 +71,9 @@ def structure(probe: Probe) -> Findings:
     if not probe.layer.codebooks():
         return implicit(probe)
     if additive(probe):
+        if renumbered(probe):
+            text = "z_q is a sum of rows of the stored codebooks, but not of those that the codes name"
+            return _named("residual", columns, 1, f"{columns} code columns, {text}")
         text = f"{columns} code columns, z_q is a sum of a function of each"
         if _each_waits(probe, columns):
             return _named("projected residual", columns, 1, f"{text}, and each depends on the codes before it")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST = 1024  # codes of all columns together, for a table to be fitted
 SCALES = (0.5, 1.0, 3.0)  # latents near the centre and far out: every code is to be seen
 EXACT = 1e-3
+PLACED = 8  # rows of a table that are to be found in a codebook
 
 
 def implicit(probe: Probe) -> Findings:
@@ -64,6 +65,40 @@ def additive(probe: Probe) -> bool:
     except Unknown:
         return False
     return True
+
+
+def renumbered(probe: Probe) -> bool:
+    """Whether each column's table is a stored codebook up to a shift, and some with its rows in another order."""
+    books = [book.double() for book in probe.layer.codebooks()]
+    if probe.layer.domain.dim < 2 or any(book.shape[1] != probe.layer.domain.dim for book in books):
+        return False
+    codes, z_q = _seen(probe)
+    tables = _tables(codes, z_q, [int(column.max()) + 1 for column in codes.t()])
+    if len(tables) != len(books):
+        return False
+    own = [_in_order(table, book) for table, book in zip(tables, books, strict=True)]
+    return not all(own) and all(
+        mine or any(_rows_of(table, book) for book in books) for mine, table in zip(own, tables, strict=True)
+    )
+
+
+def _in_order(table: Tensor, book: Tensor) -> bool:
+    if len(table) > len(book):
+        return False
+    off = table - book[: len(table)]
+    off = off[~off.isnan().any(1)]
+    return relative(off - off.mean(0), book - book.mean(0)) < EXACT
+
+
+def _rows_of(table: Tensor, book: Tensor) -> bool:
+    """Whether a shift takes rows of a table to rows of a codebook; any row may be that of the first one."""
+    rows = table[~table.isnan().any(1)][:PLACED]
+    if len(rows) < min(PLACED, len(book)):
+        return False
+    steps = rows[1:] - rows[0]
+    places = book[:, None] + steps
+    gaps = torch.cdist(places.flatten(0, 1), book).amin(1).reshape(len(book), -1)
+    return bool((gaps.amax(1) <= EXACT * (book - book.mean(0)).norm(dim=1).mean()).any())
 
 
 def _seen(probe: Probe) -> tuple[Tensor, Tensor]:

@@ -137,13 +137,14 @@ def finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
     state="both",
     parts=modes,
     corners=("single", "on-code", "unit"),
-    mutants=("codes_off_by_one", "returns_double"),
-    hint="indices start at 0; z_q has the dtype of z, not of the codebook; a loss is reduced before it is returned.",
+    mutants=("codes_off_by_one", "codes_in_float", "returns_double"),
+    hint="indices start at 0 and are integers (float16 holds few above 2048); z_q has the dtype of z, not of the codebook; "
+    "a loss is reduced before it is returned.",
 )
 def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """z_q has z's shape, dtype and device, and the loss is a scalar.
 
-    Codes lie in [0, K), −1 for dropped, one a latent and level.
+    Codes are integers (or one-hot rows) in [0, K), −1 for dropped, one a latent and level.
     """
     z = case.z
     out = subject.forward(z, train=case.part == "train", seed=case.seed)
@@ -157,6 +158,8 @@ def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
     yield holds(value.device == z.device, "device", f"z_q is on {value.device} for latents on {z.device}")
     if out.codes is not None:
         yield holds(len(out.codes) == len(z), "count", f"{len(out.codes)} codes for {len(z)} latents")
+        inexact = [dtype for dtype in out.codes_as if dtype.is_floating_point]
+        yield holds(not inexact, "codes", f"codes are {', '.join(map(str, inexact))}, which cannot index a table")
         sizes: list[int | None] = [len(book) for book in subject.codebooks()]
         sizes = sizes or [trait(subject, "codebook_size")]
         for level in range(out.codes.shape[1]):

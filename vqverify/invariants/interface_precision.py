@@ -146,6 +146,7 @@ def _response(twin: Quantizer, z: Tensor, case: Case, step: float, *, of_state: 
     "interface.autocast",
     kind="contract",
     mode="table",
+    follows=("lookup.nearest",),
     source="torch.amp: products in bfloat16, state in float32",
     corners=("generic", "on-code"),
     mutants=("state_in_half_under_autocast",),

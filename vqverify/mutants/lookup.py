@@ -118,6 +118,15 @@ class OffByOne(EmaLayer):
         return z_q, codes + 1, loss
 
 
+class InFloat(EmaLayer):
+    """Codes are cast to the dtype of the latents."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Z (…, D) to (z_q, codes, loss)."""
+        z_q, codes, loss = super().forward(z)
+        return z_q, codes.to(z), loss
+
+
 class ProjectedCosine(nn.Module):
     """Right: a projection down, a codebook on the sphere, a projection back; returns (z_q, codes, loss)."""
 
@@ -252,5 +261,8 @@ MUTANTS = (
         "codes shifted by one",
         SIZES,
         "systematic: off by one",
+    ),
+    Mutant(
+        "codes_in_float", f"{HERE}:InFloat", ("interface.shapes",), "codes in the latents' dtype", SIZES, "systematic"
     ),
 )

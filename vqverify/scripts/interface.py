@@ -251,6 +251,10 @@ def shapes(s: Scene) -> Iterator[str]:
             yield f"z_q = {s.z_q(train=s.train)}"
             yield 'print("z_q is", z_q.dtype, "and the latents are", z.dtype)'
             yield "assert z_q.dtype == z.dtype"
+        case "codes":
+            yield f"k = {s.codes(train=s.train)}"
+            yield 'print("codes are", k.dtype, "and must be integers")'
+            yield "assert not k.is_floating_point()"
         case "range":
             sizes = [len(book) for book in s.subject.codebooks()]
             size = sizes[0] if sizes else s.trait("codebook_size")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vqverify.scripts.estimator import ALL
 from vqverify.scripts.registry import script
 from vqverify.scripts.say import compare, shown
-from vqverify.scripts.scene import Scene, Unscripted
+from vqverify.scripts.scene import Scene, Unscripted, part_of
 
 
 def decay(s: Scene) -> float:
@@ -222,3 +222,27 @@ def synchronized(s: Scene) -> Iterator[str]:
     yield f"wrong = {pulled}[1]{part}"
     right = f"torch.zeros_like(wrong).index_add_(0, {s.k(train=True)}, {float(claim.value):g} * {g})"
     yield from compare("wrong", right, "a code receives", tol=1e-3)
+
+
+@script("update.affine", stated=False, variants=3)
+def affine(s: Scene) -> Iterator[str]:
+    """The code of a latent beside the nearest one, or a latent in the table beside what it is in use."""
+    if s.part not in {"nearest", "replaced"} or s.trait("affine_table") is None:
+        raise Unscripted("no script is written for this part of the row")
+    table, places = part_of(s.subject.module, s.trait("affine_table")), -(-max(64, s.subject.domain.min_n) // 4)
+    many = s.part == "replaced"  # latents in few places, so that codes are left over
+    rows = f"torch.randn(4, {s.dim}).repeat({places}, 1)" if many else f"torch.randn({4 * places}, {s.dim})"
+    yield f"z = 1 + 2 * {rows}"
+    old = f"E = {table}.detach().clone().reshape(-1, {s.dim})"
+    made = s.made(s.x(n=4 * places), train=True)
+    yield f"for _ in range({(1, 4, 24)[s.variant]}): {old}; out = {made}"
+    yield f"k, q = {s.k(train=True)}, {s.z_q(train=True)}.detach()"
+    yield "x, b = E[k] - E[k].mean(0), q.mean(0)"
+    yield "s = (x * (q - b)).sum(0) / x.square().sum(0)  # q is s ⊙ E[k] + b, moved to the means"
+    if not many:
+        yield "codes = s * (E - E[k].mean(0)) + b"
+        wrong, right = "(z - codes[k]).norm(dim=1)", "torch.cdist(z, codes).amin(1)"
+        yield from compare(wrong, right, "the code of a latent is away by", must="and the nearest by")
+        return
+    yield f"new = torch.stack([row for row in {table}.detach().reshape(-1, {s.dim}) if (row == z).all(1).any()])[0]"
+    yield from compare("s * (new - E[k].mean(0)) + b", "new", "a latent that became a code is in use as")

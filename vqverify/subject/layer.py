@@ -107,7 +107,8 @@ class Layer:
                 if self._levels.plain(self, train=train)
                 else self._levels.read(self, recorder.tensors, leaf, before, codes, train=train)
             )
-        return Quantized(z, z_q, codes, total, losses, levels, before, raw)
+        as_ = tuple(tensor_in(raw, output.path).dtype for output in call.codes if "K" not in output.form)
+        return Quantized(z, z_q, codes, total, losses, levels, before, raw, as_)
 
     def invoke(self, x: Tensor, **arguments: Any) -> Any:
         """Call the layer as the plan says, on an input in its layout; ``arguments`` come after the plan's."""
