@@ -114,7 +114,7 @@ def turn_zero(z: Tensor, q: Tensor) -> Tensor:
     wide = _wide(z.dtype)
     x, z, q = (z - z.detach()).to(wide), z.detach().to(wide), q.detach().to(wide)
     flat_x, flat_z, flat_q = (t.reshape(-1, t.shape[-1]) for t in (x, z, q))
-    (flat_z, power_z), (flat_q, power_q) = _rescale(flat_z), _rescale(flat_q)
+    (flat_z, root_z), (flat_q, root_q) = _tame(flat_z), _tame(flat_q)
     norms = _norms(flat_z, flat_q)
     inverse_z, inverse_q = _inverse(norms)
     v = flat_q * inverse_q
@@ -123,8 +123,8 @@ def turn_zero(z: Tensor, q: Tensor) -> Tensor:
     dots = (s * flat_x).sum(1), (v * flat_x).sum(1)
     degenerate = _degenerate(norms, sigma, z.shape[-1])
     lam, alpha, beta = _coefficients(norms, sigma, dots, degenerate, transpose=False)
-    first, second = _powers(power_q - power_z, degenerate)
-    return ((lam * flat_x + alpha * s + beta * v) * first * second).reshape(z.shape)
+    root = torch.where(degenerate[0], 1, root_q / root_z).unsqueeze(1)
+    return ((lam * flat_x + alpha * s + beta * v) * root * root).reshape(z.shape)
 
 
 def _degenerate(norms: Tensor, sigma: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -181,6 +181,15 @@ def _rescale(x: Tensor) -> tuple[Tensor, Tensor]:
     limit = math.log2(torch.finfo(x.dtype).max) // 1 - 1
     power = exponent.clamp(-limit, limit)
     return x * torch.exp2(-power).unsqueeze(1), power
+
+
+def _tame(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows whose squares fit, x over a power of two, and its root (N,): :func:`_rescale` as a compiler fuses it."""
+    peak, most = x.abs().amax(1), math.log2(torch.finfo(x.dtype).max) // 1 + 1
+    # float32: beyond 2^±40, by 2^100 or 2^-88; what is left lies within 2^±61
+    bound, down, up = 2.0 ** (5 * most // 16), 2.0 ** (25 * most // 64), 2.0 ** -(11 * most // 32)
+    root = torch.where(peak > bound, down, torch.where(peak < 1 / bound, up, 1.0)).to(x.dtype)
+    return x * root.reciprocal().square().unsqueeze(1), root
 
 
 def _powers(power: Tensor, degenerate: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

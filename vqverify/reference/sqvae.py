@@ -29,7 +29,7 @@ class SQVAE(nn.Module):
     The loss is that of the paper's ELBO, a mean over latents: E_p|z - c|²/(2σ²) + Σ p log p, in nats. As
     σ² → 0 the first term alone remains.
 
-    Distances are sums of squared differences, exact wherever the latents lie: a pass holds N·K·D numbers at once.
+    Distances are sums of squared differences, accurate wherever the latents lie: a pass holds N·K·D numbers at once.
 
     Attributes:
         codebook: the codes (K, D), a parameter.
