@@ -144,8 +144,37 @@ class CodesAlone(Good):
         return super().forward(x)[1]
 
 
+class LogitsIn(nn.Module):
+    """Takes K logits and returns codes of D entries; in eval mode any number of channels passes (DALLE-pytorch)."""
+
+    def __init__(self, num_tokens: int = 16, width: int = 6) -> None:
+        super().__init__()
+        self.codes = nn.Embedding(num_tokens, width)
+
+    def forward(self, logits: Tensor) -> Any:
+        if self.training:
+            logits = logits @ torch.eye(len(self.codes.weight))
+        ids = logits.argmax(-1) % len(self.codes.weight)
+        return self.codes(ids), ids
+
+
 class EvenOnly(Good):
     def forward(self, x: Tensor) -> Any:
         if x.shape[1] % 4:
             raise ValueError("the length must be a multiple of 4")
         return super().forward(x)
+
+
+class WrongBits(nn.Module):
+    """Signs whose code is unpacked from the other end: all values of z_q, at other places."""
+
+    def __init__(self, bits: int = 5) -> None:
+        super().__init__()
+        self.register_buffer("powers", 2 ** torch.arange(bits))
+
+    def forward(self, x: Tensor) -> Any:
+        hard = torch.where(x > 0, 1.0, -1.0).to(x)
+        return x + (hard - x).detach(), ((hard > 0) * self.powers).sum(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return 2.0 * (codes[..., None] // self.powers.flip(0) % 2) - 1

@@ -84,11 +84,17 @@ def test_decoders_that_are_wrong_are_listed() -> None:
     assert "after it looked the codes up" in plan.evidence["decoders"]
 
 
+def test_a_decoder_that_permutes_bits_is_one() -> None:
+    (decoder,) = opened(hostile.WrongBits).decoders
+    assert decoder.method == "decode"
+
+
 @pytest.mark.parametrize(
     ("name", "word"),
     [
         ("NeedsCondition", "condition"),
         ("CodesAlone", "codes without a z_q"),
+        ("LogitsIn", r"of shape \(.*, 6\), .* for latents of shape \(.*, 16\) in train mode"),
         ("EvenOnly", "takes BND with B=2, N=64 but not any number of latents .*multiple of 4"),
     ],
 )

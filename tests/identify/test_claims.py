@@ -134,6 +134,13 @@ def test_beta_is_contradicted_only_if_no_convention_fits(pair: tuple[float, floa
     assert consistent("beta", Finding(0.25, "given"), found) is fits
 
 
+@pytest.mark.parametrize(("levels", "fits"), [(1, False), (2, False), (3, True)])
+def test_a_stack_may_take_the_mean_over_its_levels(levels: int, fits: bool) -> None:
+    found = {"loss_coefficients": Finding({"mean": (0.25 / 3, 1 / 3)}), "num_quantizers": Finding(levels)}
+    assert consistent("commitment_weight", Finding(0.25, "given"), found) is fits
+    assert consistent("codebook_weight", Finding(1.0, "given"), found) is fits
+
+
 def test_no_loss_is_a_loss_of_weight_0() -> None:
     found = {"loss": Finding(value=False), "loss_coefficients": Finding(None)}
     assert consistent("commitment_weight", Finding(0.0, "given"), found) is True

@@ -83,6 +83,25 @@ class Exchanged(Legacy):
         super().__init__(n_e, e_dim, commitment_cost)
 
 
+class EntropyRatio(nn.Module):
+    """Each term returned by itself in training, an entropy of the batch among them that may be switched off (LlamaGen)."""
+
+    def __init__(self, n_e=16, e_dim=8, beta=0.25, entropy_loss_ratio=0.0):
+        super().__init__()
+        self.embedding = nn.Embedding(n_e, e_dim)
+        self.beta, self.ratio = beta, entropy_loss_ratio
+
+    def forward(self, z):
+        d = (z.unsqueeze(-2) - self.embedding.weight).square().sum(-1)
+        index = d.argmin(-1)
+        q = self.embedding(index)
+        p = (-d / 0.01).softmax(-1).flatten(0, -2)
+        mean = p.mean(0)
+        entropy = -(p * (p + 1e-5).log()).sum(-1).mean() + (mean * (mean + 1e-5).log()).sum()
+        losses = F.mse_loss(q, z.detach()), self.beta * F.mse_loss(z, q.detach()), self.ratio * entropy
+        return z + (q - z).detach(), losses, index
+
+
 RIGHT = [
     (f"{REFERENCE}:VectorQuantizer", SIZES),
     (f"{REFERENCE}:VectorQuantizer", {**SIZES, "learning": "gradient", "estimator": "straight-through"}),
@@ -97,6 +116,8 @@ RIGHT = [
     (Legacy, {}),
     (SummedOverFeatures, {}),
     (WithEntropy, {}),
+    (EntropyRatio, {}),
+    (EntropyRatio, {"entropy_loss_ratio": 0.1}),
 ]
 
 

@@ -40,6 +40,22 @@ class SoftByName(nn.Module):
         return (-d).softmax(-1) @ self.codes, d.argmin(-1)
 
 
+class SoftByArgument(nn.Module):
+    """Gumbel-softmax of logits, soft in training because an argument says so (karpathy/deep-vector-quantization)."""
+
+    def __init__(self, dim=8, codebook_size=16, straight_through=False):
+        super().__init__()
+        self.logits, self.codes = nn.Linear(dim, codebook_size), nn.Parameter(torch.randn(codebook_size, dim))
+        self.straight_through = straight_through
+
+    def forward(self, z):
+        logits = self.logits(z)
+        one_hot = torch.eye(len(self.codes)).to(z)[logits.argmax(-1)]
+        if self.training:
+            one_hot = nn.functional.gumbel_softmax(logits, hard=False)
+        return one_hot @ self.codes, one_hot.argmax(-1)
+
+
 RIGHT = [
     (f"{MUTANTS}:SamplingLayer", {**SIZES, "temperature": 0.1}),
     (f"{MUTANTS}:SamplingLayer", {**SIZES, "temperature": 3.0}),
@@ -51,6 +67,7 @@ RIGHT = [
     (LIBRARY, {**SIZES, "heads": 2, "codebook_dim": 4}),
     (Multinomial, {}),
     (SoftByName, {}),
+    (SoftByArgument, {}),
 ]
 
 
@@ -82,6 +99,14 @@ def test_each_mode_that_draws_is_a_case():
 def test_a_layer_that_says_soft_owes_no_hard_code():
     (found,) = results(SoftByName, {}, ["stochastic.hard"])
     assert found.status == "n/a"
+
+
+@pytest.mark.parametrize(("promise", "cases"), [(False, {"eval"}), (True, {"train", "eval"})])
+def test_a_relaxation_is_held_to_what_its_argument_says(promise, cases):
+    found = results(SoftByArgument, {"straight_through": promise}, ["stochastic.hard", "lookup.code_determines"])
+    assert {r.case for r in found if r.status != "n/a"} == cases
+    wrong = {(r.invariant, r.case) for r in found if r.status == "failed"}
+    assert wrong == ({("stochastic.hard", "train"), ("lookup.code_determines", "train")} if promise else set())
 
 
 def test_an_undeclared_soft_layer_that_returns_codes_is_caught():

@@ -169,3 +169,15 @@ def test_a_fresh_process_tells_what_was_raised(line, named):
     ran = checked.run(f"{line}\n")
     assert ran.error == named
     assert ran.code == int(bool(named))
+
+
+def test_every_failure_of_a_layer_that_raises_in_training_is_told(run, tmp_path):
+    (tmp_path / "mine.py").write_text(LAYER.replace("k = ", "assert not self.training; k = "))
+    only = ["--only", "interface.generators", "--only", "interface.eval_deterministic", "--only", "interface.no_alias"]
+    arguments = ["check", "mine.py:Forgetful", "--kw", "dim=3", "--kw", "size=8", *only]
+    code, _, shown = run(*arguments, "--json", "r.json", "--scripts", "bugs")
+    assert code == 1, shown
+    data = json.loads((tmp_path / "r.json").read_text("utf-8"))
+    failed = [result for result in data["subjects"][0]["results"] if result["status"] == "failed"]
+    assert {"interface.generators", "interface.no_alias"} <= {result["invariant"] for result in failed}
+    assert all(bool(result["script"]) != bool(result["unscripted"]) for result in failed)

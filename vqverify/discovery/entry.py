@@ -12,6 +12,7 @@ from vqverify.discovery.decoders import public_methods
 from vqverify.discovery.errors import DiscoveryError, undiscovered
 from vqverify.discovery.forms import LAYOUTS, even_grid, grid
 from vqverify.discovery.layouts import Candidate, candidates, read
+from vqverify.discovery.measure import latents
 from vqverify.subject.plan import Second
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def find_calls(
             if found:
                 break
     if found:
+        _refuse_other_width(trial, found, dims, avoid, dtype)
         more = {"arguments": f"a pass needs {', '.join(required)}, guessed {guess!r}"} if trial.arguments else {}
         return found, describe(found) | more
     if trial.calls > trial.raised or required:
@@ -77,6 +79,26 @@ def find_calls(
             found = _settle(trial, [dim], avoid, dtype)
             return found, describe(found)
     return [], {"call": f"every call raised, the last one {raised}"}
+
+
+def _refuse_other_width(
+    trial: Trial, found: list[Candidate], dims: list[int], avoid: set[int], dtype: torch.dtype
+) -> None:
+    """Give up where no reading found works in train mode and another D does: then z_q has not the latents' size.
+
+    Raises:
+        DiscoveryError: in that case. A layer that raises in train whatever it is given stays as it was found.
+    """
+    if any(candidate.trains for candidate in found):
+        return
+    for dim in dims:
+        for layout in {candidate.grid.layout for candidate in found} if dim != found[0].grid.dim else ():
+            where = grid(layout, dim, avoid)
+            trial.returned = ""
+            if trial.run(where.put(latents(where.n, dim, dtype, 3)), train=True) is not None:
+                name = type(trial.module).__name__
+                reason = f"{name} returned {trial.returned} in train mode: nothing of its input's size, to be z_q"
+                raise undiscovered(reason, dim)
 
 
 def _methods(module: nn.Module) -> Iterator[tuple[str, Second | None]]:

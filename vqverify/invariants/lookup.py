@@ -29,6 +29,12 @@ from vqverify.quantizer import Quantized, Quantizer
 MODES = ("train", "eval")
 
 
+def soft_by_choice(subject: Quantizer) -> bool:
+    """Whether an argument says that training returns the mixtures themselves, as `F.gumbel_softmax(hard=False)` does."""
+    relaxed = trait(subject, "estimator") in {"gumbel", "softmax"}
+    return relaxed and any(subject.arguments.get(name) is False for name in ("hard", "straight_through"))
+
+
 def both_modes(_: Quantizer) -> tuple[str, ...]:
     """Cases of a row that is checked in train and in eval."""
     return MODES

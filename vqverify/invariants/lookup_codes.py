@@ -10,16 +10,20 @@ import torch
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.lookup import both_modes, forward_bound
+from vqverify.invariants.lookup import MODES, forward_bound, soft_by_choice
 from vqverify.invariants.measure import Array, array, norms, roundoff, traced, trait, views
 from vqverify.quantizer import Quantized, Quantizer
+
+
+def _modes(subject: Quantizer) -> tuple[str, ...]:
+    return ("eval",) if soft_by_choice(subject) else MODES
 
 
 @invariant(
     "lookup.code_determines",
     source="definition of a quantizer",
     needs=("codes", "estimator!=softmax|noise|other"),
-    parts=both_modes,
+    parts=_modes,
     mutants=("noise_after_index",),
     follows=("fsq.bijection", "lfq.sign"),
     state="both",

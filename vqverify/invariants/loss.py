@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from vqverify.bounds import Clause, holds, within
+from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import Undetermined, invariant
 from vqverify.invariants.measure import array, roundoff, stream, tiny, trait
 from vqverify.invariants.pulls import Measured, gradient_at, measure
 from vqverify.invariants.residual import silenced
-from vqverify.invariants.weights import isolated, laws, value, weighed, weight_argument
+from vqverify.invariants.weights import constructed, isolated, laws, value, weighed, weight_argument
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.capture import pull
 
@@ -352,13 +352,29 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
     for index, loss in enumerate(out.losses):
         leaves = [out.z.tensor, *(p for p in subject.module.parameters() if p.requires_grad)]
         moves = any(bool(_pulled(loss, leaf).any()) for leaf in leaves)
-        yield holds(moves or not loss.requires_grad, "idle", f"loss {index} requires grad and moves nothing")
+        moves = moves or not loss.requires_grad or _switched_off(subject, z, case.seed, index)
+        yield holds(moves, "idle", f"loss {index} requires grad and moves nothing")
     wanted = [(name, p) for name, p in subject.module.named_parameters() if p.requires_grad and p.numel()]
     outputs = [out.z_q.tensor, *out.losses]
     for name, parameter in wanted:
         moved = any(bool(_pulled(output, parameter).any()) for output in outputs)
         moved |= name in before and not torch.equal(before[name], after[name])  # by an optimiser or averages inside
         yield holds(moved, "parameter", f"no output gives the parameter {name} a gradient")
+
+
+def _switched_off(subject: Quantizer, z: torch.Tensor, seed: int, index: int) -> bool:
+    """Whether a loss is one of weight 0: made 1, a number that was 0 lets it move the latents or a parameter."""
+    for name in (name for name, number in constructed(subject).items() if not number):
+        try:
+            twin = subject.build({name: 1.0})
+            twin.restore()
+            out = twin.forward(z, train=True, seed=seed)
+        except Violation:
+            continue
+        leaves = [out.z.tensor, *(p for p in twin.module.parameters() if p.requires_grad)]
+        if index < len(out.losses) and any(bool(_pulled(out.losses[index], leaf).any()) for leaf in leaves):
+            return True
+    return False
 
 
 def _has_other_space(subject: Quantizer) -> bool:

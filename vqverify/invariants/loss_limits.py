@@ -18,6 +18,7 @@ from vqverify.invariants.pulls import gradient_at, measure
 from vqverify.invariants.weights import WEIGHTS, constructed, laws, undivided
 from vqverify.quantizer import Quantized, Quantizer
 
+OTHERS = ("entropy", "diversity", "ortho", "kl", "penalty", "loss_ratio", "reg_")  # in names of weights of other terms
 STEP = 2.0**-5  # of the latents' size: a loss that is quadratic within a cell has no truncation error
 
 
@@ -25,7 +26,9 @@ def only_terms(subject: Quantizer) -> bool:
     """Whether the loss holds commitment and codebook terms only: found, or told by the weights that there are."""
     if trait(subject, "loss_coefficients") is not None:
         return True
-    names = [name for name in constructed(subject) if name.endswith(ENDINGS) or name == "beta"]
+    numbers = constructed(subject)
+    names = [name for name in numbers if name.endswith(ENDINGS) or name == "beta"]
+    names += [name for name, value in numbers.items() if value and any(word in name for word in OTHERS)]
     return bool(names) and set(names) <= {*WEIGHTS, "codebook_weight", "beta"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.lookup import forward_bound
+from vqverify.invariants.lookup import forward_bound, soft_by_choice
 from vqverify.invariants.measure import View, array, norms, roundoff, stream, trait, views
 from vqverify.invariants.relaxation import code_axis_last, relaxed_weights, softmaxes
 from vqverify.quantizer import Quantized, Quantizer
@@ -24,7 +24,7 @@ def _modes(subject: Quantizer) -> tuple[str, ...]:
     claim = subject.claims.get("estimator")
     if claim is not None and claim.value == "softmax":
         return ()
-    return ("eval",) if trait(subject, "estimator") == "noise" else ("train", "eval")
+    return ("eval",) if trait(subject, "estimator") == "noise" or soft_by_choice(subject) else ("train", "eval")
 
 
 @invariant(

@@ -110,6 +110,8 @@ def _ways(subject: Layer, witness: Witness, package: str) -> tuple[Witness, list
             return witness, list(compose.ways(subject, witness, package)), ""
     except Unscripted as reason:
         return witness, [], str(reason)
+    except Exception as error:  # noqa: BLE001  (the report outlives a fault of what shows it)
+        return witness, [], f"writing it raised {type(error).__name__}: {error}; please report it"
 
 
 def _first(witness: Witness, texts: list[str], reason: str) -> Told:

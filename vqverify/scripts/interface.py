@@ -112,11 +112,11 @@ def input_unchanged(s: Scene) -> Iterator[str]:
 @script("interface.no_alias", variants=2)
 def no_alias(s: Scene) -> Iterator[str]:
     """What changes when the caller writes into what was returned."""
-    call = s.call(train=False)
+    train = s.label == "state" and not s.variant
+    call = s.call(train=train)
     paths = {"z_q": [call.z_q.path], "codes": [c.path for c in call.codes], "loss": [c.path for c in call.losses]}[
         s.part
     ]
-    train = s.label == "state" and not s.variant
     if s.label == "earlier":
         yield "torch.set_grad_enabled(False)"
         yield f"out = {s.made(s.x(), train=False)}"
@@ -126,7 +126,7 @@ def no_alias(s: Scene) -> Iterator[str]:
             s.z_q(train=False), "before", "after a later pass the z_q returned first holds", must="and held", tol=0
         )
         return
-    if s.label not in {"state", "value"}:
+    if s.label not in {"state", "value"} or not paths:
         raise Unscripted(f"no script is written for the label {s.label} of this row")
     yield "torch.set_grad_enabled(False)"
     yield f"out = {s.made(s.x(), train=train)}"

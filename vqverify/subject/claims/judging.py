@@ -24,7 +24,8 @@ def consistent(name: str, claim: Finding, found: Mapping[str, Finding]) -> bool 
             readings.append(claim.value * found["inner_commitment_weight"].value)
         if not weights and here.value is not None:  # seen by itself, among other terms
             return any(_close(here.value, claimed) for claimed in readings)
-        fits = [_weight_fits(name, claimed, *pair) for pair in (weights or {}).values() for claimed in readings]
+        pairs = [_each(pair, count) for pair in (weights or {}).values() for count in _parts(found)]
+        fits = [_weight_fits(name, claimed, *pair) for pair in pairs for claimed in readings]
         return None if None in fits or not fits else any(fits)
     if name == "temperature" and "temperature_equivalent" in found:
         return any(abs(t - claim.value) <= 0.2 * claim.value for t in found["temperature_equivalent"].value)
@@ -61,6 +62,16 @@ def _weight_fits(name: str, claimed: float, commitment: float, codebook: float |
     readings = [(claimed, 1.0), ((1 - claimed) / 2, claimed / 2), (1 - claimed, claimed)]
     readings += [] if codebook is None else [(1.0, claimed), (claimed, 0.0)]
     return any(_close(commitment, a) and (codebook is None or _close(codebook, b)) for a, b in readings)
+
+
+def _parts(found: Mapping[str, Finding]) -> list[int]:
+    """By how many a weight may be divided: 1, or the levels over which a stack takes the mean."""
+    return [1, *(count for count in [found.get("num_quantizers", Finding(None)).value] if count and count > 1)]
+
+
+def _each(pair: tuple[float, float | None], count: int) -> tuple[float, float | None]:
+    """The coefficients of a level whose share in a mean over levels was found."""
+    return pair[0] * count, None if pair[1] is None else pair[1] * count
 
 
 def _close(a: float, b: float) -> bool:
