@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqverify.identify.metric import choices
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, relative
 from vqverify.quantizer import Finding
 from vqverify.subject import state
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXPLAINS = 1e-3
 PASSES = 24  # in which some row is replaced by a latent, if any is
+EXPLAINS_CODES = 0.8
 SEVERAL = 4  # codes in use: two would lie on a line whatever the layer does
 NAMES = (
     "affine", "affine_table", "affine_order", "affine_decay", "affine_table_decay", "affine_variance", "affine_scale", "affine_bias",
@@ -34,6 +36,7 @@ class Map:
     b: Tensor
     x: Tensor
     z: Tensor
+    k: Tensor
 
     @property
     def identity(self) -> bool:
@@ -65,6 +68,7 @@ def affine(probe: Probe) -> Findings:
         found = {"affine": "moments", "affine_table": name, "affine_order": order}
         ways = _ways(layer, name, _batch(probe, 0))
         ways |= _replaced(layer, name, _crowd(probe))
+        ways |= _metric(late)
         ways["codebook_size"] = Finding(len(late.x), evidence=f"rows of {name}, which one map makes the codes of")
         return {key: Finding(value, evidence=text) for key, value in found.items()} | ways | _decays(probe, name, order)
     return _learnable(layer, name, _batch(probe, 0), maps[0])
@@ -101,6 +105,18 @@ def _replaced(layer: Layer, name: str, z: Tensor) -> Findings:
             text = f"rows of {name} became latents{'' if found[1] else ', which its map moves,'} in training pass {step + 1}"
             return {"replacement": Finding("batch", evidence=text)}
     return {}
+
+
+def _metric(seen: Map) -> Findings:
+    """The metrics by which codes are chosen among those that the map makes of the whole table; nothing if none is."""
+    found = choices(seen.z, seen.s * seen.x + seen.b)
+    shares = {name: float((choice == seen.k).double().mean()) for name, choice in found.items() if ":" not in name}
+    best = max(shares, key=lambda name: shares[name])
+    if shares[best] < EXPLAINS_CODES:
+        return {}
+    text = f"{best} explains {shares[best]:.0%} of the codes, among those that the map makes of the table"
+    equal = [name for name, share in shares.items() if share > shares[best] - 0.02]
+    return {"metric": Finding(best, evidence=text), "metric_equivalent": Finding(equal, evidence=text)}
 
 
 def _shared(layer: Layer, name: str, z: Tensor) -> Findings:
@@ -184,10 +200,11 @@ def _map(layer: Layer, name: str, z: Tensor, seed: int = 0) -> Map:
     x = state.all_tensors(layer.module)[name].detach().clone().reshape(-1, z.shape[1]).double()
     out = layer.forward(z, train=True, seed=seed, grad=False)
     assert out.codes is not None
-    s, b, off = _fit(x, out.codes[:, 0].clamp_min(0), out.z_q.rows.detach().double())
+    k = out.codes[:, 0].clamp_min(0)
+    s, b, off = _fit(x, k, out.z_q.rows.detach().double())
     if off > EXPLAINS:
         raise Unknown(f"z_q is an affine map of {name} in one pass and not in another ({off:.0%} off)")
-    return Map(s, b, x, z.double())
+    return Map(s, b, x, z.double(), k)
 
 
 def _alike(one: Map, other: Map) -> bool:
