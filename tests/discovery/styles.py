@@ -470,7 +470,7 @@ class Lazy(nn.Module):
     def forward(self, x: Tensor) -> Any:
         flat = x.transpose(1, 2).reshape(-1, x.shape[1])
         if self.training and not self.started:
-            self.k = flat.detach()[torch.arange(self.bins) % len(flat)].clone()
+            self.k = flat.detach()[torch.randperm(len(flat))[: self.bins]].clone()
             self.started = True
         ids = torch.cdist(flat, self.k).argmin(-1)
         hard = self.k[ids].view(len(x), x.shape[2], x.shape[1]).transpose(1, 2)

@@ -204,9 +204,9 @@ def _read(trial: Trial, where: Grid, dtype: torch.dtype, *, train: bool = False)
 
 
 def _reshaped(trial: Trial) -> bool:
-    """Whether a tensor of the state has another shape than before the last call."""
+    """Whether a tensor of the state has another shape after the last call than the module came with."""
     after = {name: value.shape for name, value in state.all_tensors(trial.module).items()}
-    state.put_back(trial.base)
+    state.put_back(trial.origin)
     before = {name: value.shape for name, value in state.all_tensors(trial.module).items() if value.numel()}
     return any(after.get(name, shape) != shape for name, shape in before.items())
 
