@@ -151,3 +151,39 @@ def test_bad_commands_are_refused(words: list[str], message: str, capsys: pytest
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", REFERENCE, "--device-b", "cuda", *SIZES]) == 2
     assert "--device cuda cannot be used here" in " ".join(capsys.readouterr().err.split())
+
+
+LEARNT = """
+import torch, torch.nn.functional as F
+
+class Learnt(torch.nn.Module):
+    def __init__(self, dim, size):
+        super().__init__()
+        self.codes = torch.nn.Parameter(torch.randn(size, dim))
+
+    def forward(self, z):
+        k = torch.cdist(z.detach(), self.codes.detach()).argmin(-1)
+        q = self.codes[k]
+        loss = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+        return z + (q - z).detach(), k, loss
+
+class Attached(Learnt):
+    def forward(self, z):
+        z_q, k, loss = super().forward(z)
+        q = self.codes[k]
+        return z_q, k, loss + 0.25 * (F.mse_loss(q, z.detach()) - F.mse_loss(q, z.detach()).detach())
+"""
+
+
+def test_what_the_loss_sends_the_codes_is_compared(tmp_path: Path) -> None:
+    """A commitment that is not detached from the codes: value, codes, loss and the latents' gradient are the same."""
+    (tmp_path / "learnt.py").write_text(LEARNT)
+    words = [f"{tmp_path / 'learnt.py'}:Learnt", "--kw", "dim=3", "--kw", "size=4", "--json", str(tmp_path / "r.json")]
+    alike = CliRunner().invoke(group, ["compare", words[0], *words], standalone_mode=False)
+    assert alike.return_value == 0, alike.output
+    found = CliRunner().invoke(
+        group, ["compare", words[0].replace(":Learnt", ":Attached"), *words], standalone_mode=False
+    )
+    assert found.return_value == 1, found.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert {one["label"] for one in data["differences"]} == {"codebook gradient"}

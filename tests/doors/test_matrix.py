@@ -1,6 +1,8 @@
 """`vqverify matrix`: many layers, one page; what one of them does costs its own cells only."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,30 @@ def test_whatever_a_layer_does_is_a_row_that_says_so(tmp_path, how, timeout, sta
     found = next(result for result in subject.results if result.status not in {"passed", "n/a"})
     assert (code, found.status) == ({"error": 3, "failed": 1}[status], status)
     assert said in (found.reason or "") + (found.message or "")
+
+
+SHOUTS = """
+import os
+import torch
+
+class Shouts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.codes = torch.nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, z):
+        os.write(1, b"SHOUTED")
+        os.write(2, b"SHOUTED")
+        k = torch.cdist(z.detach(), self.codes).argmin(-1)
+        return z + (self.codes[k] - z).detach(), k
+"""
+
+
+def test_what_a_layer_writes_past_sys_stdout_is_dropped(tmp_path):
+    (tmp_path / "mine.py").write_text(SHOUTS)
+    (tmp_path / "layers.toml").write_text('[shouts]\ntarget = "mine.py:Shouts"\n')
+    command = [sys.executable, "-m", "vqverify", "matrix", "layers.toml", "--only", "lookup.nearest"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SHOUTED" not in done.stdout + done.stderr
+    assert "1 passed" in done.stdout

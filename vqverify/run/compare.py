@@ -28,7 +28,7 @@ from vqverify.subject.layer import Layer
 from vqverify.witness import Witness
 
 ASPECTS = ("value", "codes", "gradient", "loss", "state")
-OF_LABEL = {"loss gradient": "loss", "nonfinite": "value", "raised": "value"}
+OF_LABEL = {"loss gradient": "loss", "codebook gradient": "loss", "nonfinite": "value", "raised": "value"}
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,19 @@ class _Judge:
             bound = (depth * u + relative) * (norms(p) + norms(z) + norms(q)) + tiny(self.bounds)
             self._note("gradient", first.loss_gradient[known], second.loss_gradient[known])
             yield within(norms(p - r)[keep], bound[keep], "loss gradient", "difference of ∂loss/∂z")
+        if keep.all() and len(first.codebook_gradients) == len(second.codebook_gradients):
+            yield from self._codebook_gradients(first, second, depth * u, float((norms(z) + norms(q)).sum()))
+
+    def _codebook_gradients(
+        self, first: Observation, second: Observation, relative: float, size: float
+    ) -> Iterator[Clause]:
+        """Each code is pulled by the latents that chose it: a sum of differences, each as large as both ends."""
+        for a, b in zip(first.codebook_gradients, second.codebook_gradients, strict=True):
+            if a.shape == b.shape:
+                self._note("gradient", a, b)
+                p, r = array(a), array(b)
+                bound = relative * (norms(p) + norms(r) + size) + tiny(self.bounds)
+                yield within(norms(p - r), bound, "codebook gradient", "difference of ∂loss/∂e")
 
     def _turning(self, case: Case, z: Array, *, train: bool) -> Array:
         """Relative rounding of the estimator's Jacobian, a row; inf where no law is claimed."""

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import re
 import time
 import tomllib
@@ -189,6 +190,9 @@ def joined(parts: Sequence[Report], request: Request, members: Sequence[Member])
 def _check(member: Member, request: Request, folder: Path, scripts: Path | None) -> None:
     """Check one layer in this process, and keep its report as it grows. What the layer prints is dropped."""
     file = _file(folder, member)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what is written past sys.stdout, by C or os.write
+        os.dup2(nowhere, stream)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run = _start(request, _kept(file))
         compared = _compared(member, run)

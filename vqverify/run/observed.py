@@ -39,6 +39,7 @@ class Observation:
         loss: a scalar, or None.
         gradient: Jᵀg from z_q to z, (N, D).
         loss_gradient: of the loss at z, (N, D), or None.
+        codebook_gradients: of the loss at each codebook that is stored as it is, (K, Dc); () where one is not.
         codebooks, counted: codebooks, and EMA counts and sums, after the pass.
         raised: what the layer raised; the rest is empty then.
     """
@@ -48,6 +49,7 @@ class Observation:
     loss: Tensor | None = None
     gradient: Tensor | None = None
     loss_gradient: Tensor | None = None
+    codebook_gradients: tuple[Tensor, ...] = ()
     codebooks: tuple[Tensor, ...] = ()
     counted: tuple[Tensor, ...] = ()
     raised: str = ""
@@ -124,16 +126,19 @@ class Here:
         prepare(layer, case)
         out = layer.forward(case.z, train=train, seed=case.seed, via=self._compiled if self.compiled else None)
         gradient = layer.vjp(out, case.g).clone()
-        of_loss = None
+        of_loss, of_codes = None, ()
         if out.loss is not None:
             if self.compiled:  # a compiled backward may write the second gradient of a pass over the first
                 prepare(layer, case)
                 out = layer.forward(case.z, train=train, seed=case.seed, via=self._compiled)
             assert out.loss is not None
             of_loss = capture.pull(out.loss, out.z.tensor, torch.ones_like(out.loss))
+            if not self.compiled and all(slot.transform == "identity" for slot in layer.plan.slots):
+                of_codes = layer.codebook_gradients(out.loss)
         counted = tuple(t for held in layer.accumulators() for t in (held.counts, held.sums))
         loss = None if out.loss is None else out.loss.detach()
-        return Observation(out.z_q.rows.detach(), out.codes, loss, gradient, of_loss, layer.codebooks(), counted)
+        books = layer.codebooks()
+        return Observation(out.z_q.rows.detach(), out.codes, loss, gradient, of_loss, of_codes, books, counted)
 
     def _compiled(self, invoke: Callable[..., Any], x: Tensor) -> Any:
         if self._call is None:
@@ -222,10 +227,10 @@ def _read(data: Mapping[str, Any]) -> Observation:
     def one(name: str) -> Tensor | None:
         return None if data[name] is None else decode(data[name])
 
-    books, counted = (tuple(decode(value) for value in data[name]) for name in ("codebooks", "counted"))
-    return Observation(
-        one("z_q"), one("codes"), one("loss"), one("gradient"), one("loss_gradient"), books, counted, data["raised"]
-    )
+    names = ("codebook_gradients", "codebooks", "counted")
+    pulled, books, counted = (tuple(decode(value) for value in data[name]) for name in names)
+    tensors = (one("z_q"), one("codes"), one("loss"), one("gradient"), one("loss_gradient"))
+    return Observation(*tensors, pulled, books, counted, data["raised"])
 
 
 def _serve() -> None:
