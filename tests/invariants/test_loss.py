@@ -102,6 +102,23 @@ class EntropyRatio(nn.Module):
         return z + (q - z).detach(), losses, index
 
 
+class IndexBackpropagation(nn.Module):
+    """One-hot codes with the gradient of a softmax of inner products, and a loss through them (SEED-Voken's IBQ)."""
+
+    def __init__(self, codebook_size=16, code_dim=8, beta=0.25):
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        self.beta = beta
+
+    def forward(self, z):
+        soft = (z @ self.embedding.weight.t()).softmax(-1)
+        index = soft.argmax(-1)
+        hard = F.one_hot(index, soft.shape[-1]).to(z)
+        z_q, q = (hard + soft - soft.detach()) @ self.embedding.weight, self.embedding(index)
+        loss = F.mse_loss(z_q, z) + self.beta * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach())
+        return z_q, loss, index
+
+
 RIGHT = [
     (f"{REFERENCE}:VectorQuantizer", SIZES),
     (f"{REFERENCE}:VectorQuantizer", {**SIZES, "learning": "gradient", "estimator": "straight-through"}),
@@ -165,3 +182,8 @@ def test_weights_are_judged_tightly():
 def test_message_says_which_weight_was_found():
     (found,) = [r for r in results(f"{MUTANTS}:Halved", SIZES, ["loss.gradients"]) if r.label == "commitment weight"]
     assert "the weight found is 0.125" in found.message
+
+
+def test_index_backpropagation_searches_by_products_and_trains_through_its_mixture():
+    found = results(IndexBackpropagation, {}, ["lookup.nearest", "loss.stop_gradients"])
+    assert {r.invariant: r.status for r in found} == {"lookup.nearest": "passed", "loss.stop_gradients": "n/a"}

@@ -135,7 +135,11 @@ def value_(subject: Quantizer, case: Case) -> Iterator[Clause]:
 @invariant(
     "loss.stop_gradients",
     source="van den Oord 2017 eq. 3; theory T16",
-    needs=("loss", "levels"),
+    needs=(
+        "loss",
+        "levels",
+        "estimator!=softmax|gumbel",
+    ),  # a relaxation is often trained through its mixture on purpose
     corners=CORNERS,
     mutants=("loss_after_patch", "loss_after_rotation"),
     hint="compute the loss before the estimator patches q: its output already sends gradients to z.",
