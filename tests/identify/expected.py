@@ -28,6 +28,11 @@ REFERENCE: list[Row] = [
     (f"{R}:ResidualVQ", STACK, {**STE, **OURS, "structure": "residual", "num_quantizers": 3}),
     (f"{R}:GroupedVQ", SMALL, {**ROTATION, **OURS, "structure": "grouped", "heads": 2}),
     (f"{R}:GroupedVQ", {**SMALL, "learning": "gradient"}, {**ROTATION, **LEARNT, "structure": "grouped"}),
+    (
+        f"{R}:GroupedVQ",
+        {**SMALL, "temperature": 0.5, "smoothing": 1e-3},  # draws leave few codes unused, to see it by
+        {"smoothing": 1e-3, "smoothing_kind": "laplace", "smoothing_stored": False, "structure": "grouped"},
+    ),
     (f"{R}:ProjectedCosineVQ", {**SMALL, "codebook_dim": 4}, {**ROTATION, "metric": "cosine", "decay": 0.99}),
     (f"{R}:SimVQ", SMALL, {**ROTATION, "learning": ["none"], "commitment_weight": 0.25, "codebook_weight": None}),
     (f"{R}:FSQ", {"levels": [5, 5, 5]}, {**STE, "metric": "grid", "structure": "scalar", "fsq_levels": [5, 5, 5]}),

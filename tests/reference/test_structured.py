@@ -1,12 +1,25 @@
 """Grouped, sign, reparametrized and stochastic quantizers, against their definitions."""
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 
-from vqverify.reference import FSQ, LFQ, SQVAE, GroupedVQ, GumbelVQ, SimVQ, VectorQuantizer, nearest_codes
+from vqverify.reference import (
+    FSQ,
+    LFQ,
+    SQVAE,
+    GroupedVQ,
+    GumbelVQ,
+    ProjectedCosineVQ,
+    ResidualVQ,
+    SimVQ,
+    VectorQuantizer,
+    kmeans,
+    nearest_codes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +168,51 @@ def test_sqvae_in_eval_mode_finds_the_nearest_code_where_its_probabilities_tie()
         layer.codebook.copy_(torch.tensor([[1.001, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
     z = torch.tensor([[0.5, 0.0], [-0.1, 0.0], [1.1, 0.0]])
     assert layer(z).codes.tolist() == [1, 2, 0]
+
+
+SEVERAL = {
+    "stack": lambda **options: ResidualVQ(4, 6, **options),
+    "groups": lambda **options: GroupedVQ(4, 6, **options),
+    "projected": lambda **options: ProjectedCosineVQ(4, 6, codebook_dim=3, **options),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("learning", ["ema", "memoryless", "gradient"])
+def test_parts_of_a_layer_start_draw_and_replace_as_one_layer_does(name, learning):
+    for start, replacement, temperature in itertools.product(("normal", "kmeans"), (None, 2), (0.0, 0.5)):
+        layer = SEVERAL[name](learning=learning, initialisation=start, replacement=replacement, temperature=temperature)
+        parts = [part for part in layer.modules() if isinstance(part, VectorQuantizer)]
+        old = [part.codebook.detach().clone() for part in parts]
+        z = torch.randn(3, 20, 4, requires_grad=True)
+        for _ in range(5):
+            out = layer(z * 0.01 if replacement else z)  # all near one place: most codes are unused
+            (out.z_q.square().sum() + out.loss).backward()
+        assert z.grad.isfinite().all()
+        for part, before in zip(parts, old, strict=True):
+            moved = (part.codebook.detach() != before).any(1)
+            if start == "kmeans":
+                assert moved.all()
+            elif learning == "gradient" and not temperature:  # nothing but replacement writes these
+                assert moved.any() == bool(replacement)
+        layer.eval()
+        assert torch.allclose(layer.decode(layer(z).codes), layer(z).z_q, atol=1e-6)
+
+
+def test_a_level_starts_from_what_the_one_before_it_left_over():
+    layer = ResidualVQ(2, 3, initialisation="kmeans", learning="none")
+    z = torch.randn(40, 2)
+    layer(z)
+    left = z - layer.levels[0](z).z_q
+    error = torch.cdist(left, layer.levels[1].codebook).amin(1).square().mean()
+    assert error < 0.9 * left.square().mean()
+    again = kmeans(left, 3, iterations=20).objective[-1] / len(left)
+    assert error < 3 * again
+
+
+def test_what_does_not_fit_a_part_is_refused():
+    for build in SEVERAL.values():
+        with pytest.raises(ValueError, match="initialisation must be"):
+            build(initialisation="kmean")
+        with pytest.raises(ValueError, match="replacement must be None with learning='none'"):
+            build(replacement=2, learning="none")

@@ -58,6 +58,7 @@ def smoothing(probe: Probe) -> Findings:
     unused = torch.stack(bincounts(step, layer, 0)).sum(0) == 0
     if not bool(unused.any()):
         raise Unknown("every code received a latent")
+    few = few or int(unused.sum()) <= FEW  # codes that are drawn may leave no more
     found = _replaced(step, unused)
     if found["replacement"].value == "batch":
         return found | dict.fromkeys(SHOWN, dormant("rare codes are replaced before smoothing shows"))
@@ -107,6 +108,8 @@ def _curve(estimate: Tensor, size: Tensor, total: float, k: int) -> Findings:
     shapes = {"clamp": torch.maximum(size, torch.full_like(size, floor)), "laplace": size + epsilon}
     off = {kind: float(((estimate - want) / want).abs().max()) for kind, want in shapes.items()}
     kind = min(off, key=lambda name: off[name])
+    if max(off.values()) < 1e-2:
+        raise Unknown(f"m'/c' is {floor:.3g} from N' = {float(size[0]):.1g} to {float(size[-1]):.1g}: too few sizes")
     if off[kind] < 0.2:
         value = floor if kind == "clamp" else _laplace(floor, float(size[0]), total, k)
         text = f"m'/c' falls from 1 at N' = 1 to {floor:.3g} at N' = {float(size[0]):.1g}, as {kind} does with ε = {value:.3g}"

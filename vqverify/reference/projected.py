@@ -12,6 +12,7 @@ from vqverify.reference.layers import VectorQuantizer
 
 if TYPE_CHECKING:
     from vqverify.reference.estimators import Estimator
+    from vqverify.reference.replacement import Replacement
     from vqverify.reference.result import Quantized
 
 
@@ -38,6 +39,9 @@ class ProjectedCosineVQ(nn.Module):
         learning: str = "ema",
         codebook_weight: float | None = None,
         channel_first: bool = False,
+        temperature: float = 0.0,
+        replacement: Replacement | int | None = None,
+        initialisation: str = "normal",
     ) -> None:
         """Build a layer; ``codebook_dim`` is the projection's width, the rest as in :class:`VectorQuantizer`.
 
@@ -59,6 +63,9 @@ class ProjectedCosineVQ(nn.Module):
             commitment_weight=commitment_weight,
             learning=learning,
             codebook_weight=codebook_weight,
+            temperature=temperature,
+            replacement=replacement,
+            initialisation=initialisation,
         )
         self.project_out = nn.Linear(width, dim)
 

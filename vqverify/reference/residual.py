@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vqverify.reference.estimators import Estimator
     from vqverify.reference.layers import Step
+    from vqverify.reference.replacement import Replacement
     from vqverify.reference.result import Quantized
 
 
@@ -43,8 +44,13 @@ class ResidualVQ(nn.Module):
         codebook_weight: float | None = None,
         smoothing: float = 0.0,
         channel_first: bool = False,
+        temperature: float = 0.0,
+        replacement: Replacement | int | None = None,
+        initialisation: str = "normal",
     ) -> None:
-        """Build ``num_quantizers`` levels; the other arguments are those of :class:`VectorQuantizer`.
+        """Build ``num_quantizers`` levels; the other arguments are those of :class:`VectorQuantizer`, a level.
+
+        A level starts from, and replaces its codes by, what the levels before it left over.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -62,6 +68,9 @@ class ResidualVQ(nn.Module):
                 learning=learning,
                 codebook_weight=codebook_weight,
                 smoothing=smoothing,
+                temperature=temperature,
+                replacement=replacement,
+                initialisation=initialisation,
             )
             for _ in range(num_quantizers)
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vqverify.reference.estimators import Estimator
+    from vqverify.reference.replacement import Replacement
     from vqverify.reference.result import Quantized
 
 
@@ -42,7 +43,11 @@ class GroupedVQ(nn.Module):
         commitment_weight: float = 0.25,
         learning: str = "ema",
         codebook_weight: float | None = None,
+        smoothing: float = 0.0,
         channel_first: bool = False,
+        temperature: float = 0.0,
+        replacement: Replacement | int | None = None,
+        initialisation: str = "normal",
     ) -> None:
         """Build G quantizers of D/G channels; the other arguments are those of :class:`VectorQuantizer`.
 
@@ -68,6 +73,10 @@ class GroupedVQ(nn.Module):
                 commitment_weight=commitment_weight,
                 learning=learning,
                 codebook_weight=codebook_weight,
+                smoothing=smoothing,
+                temperature=temperature,
+                replacement=replacement,
+                initialisation=initialisation,
             )
             for _ in range(num_groups)
         )
