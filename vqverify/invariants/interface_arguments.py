@@ -184,6 +184,8 @@ def arguments(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Each boolean flag alone works or is refused with a message.
 
     An optional argument of a pass, given at its default, changes nothing.
+
+    Margin: what a flag changes beside the results is compared with itself: 0.
     """
     name = case.part or ""
     if name.startswith("forward "):

@@ -70,7 +70,10 @@ def broken_parts(subject: Quantizer) -> tuple[str, ...]:
     hint="drop latents that are not finite from the sums and counts of the update, or refuse them with an error.",
 )
 def nonfinite_contained(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A NaN or infinite latent changes no other result and poisons no code; or the layer refuses it."""
+    """A NaN or infinite latent changes no other result and poisons no code; or the layer refuses it.
+
+    Margin: rows that are computed one by one are the same: 0, unless a product is cut into other blocks.
+    """
     name, _, mode = (case.part or "").partition("/")
     train = mode == "train"
     if len(case.z) < 2:
@@ -106,7 +109,10 @@ def bad_parts(subject: Quantizer) -> tuple[str, ...]:
     hint="view(-1, D) takes any width that divides, broadcasting takes width 1, and a negative index wraps around.",
 )
 def rejects_bad_input(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Latents of a wrong width, integers that would be truncated, and codes out of range raise an error."""
+    """Latents of a wrong width, integers that would be truncated, and codes out of range raise an error.
+
+    Margin: an error is raised or not: 0.
+    """
     z, d = case.z, subject.domain.dim
     if case.part == "dim":
         for width in sorted({1, d + 1, 2 * d} - {d}):

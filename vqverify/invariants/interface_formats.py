@@ -97,7 +97,10 @@ FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous first.",
 )
 def noncontiguous(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Strided, transposed and expanded latents give the result of their contiguous copies."""
+    """Strided, transposed and expanded latents give the result of their contiguous copies.
+
+    Margin: most layers copy the latents and then do the same: small, unless a product takes other strides.
+    """
     made = FORMATS[case.part or "strided"]
     groups = entries(case, subject.domain.layouts[0])
     z = case.z
@@ -134,6 +137,8 @@ def size_free(subject: Quantizer, case: Case) -> Iterator[Clause]:
     """Results do not depend on which side of an internal size switch the batch falls.
 
     The same latents again and again, to batches of 26, 65, 129, 1025 and 4099.
+
+    Margin: rows that are computed one by one are the same: 0, unless a product is cut into other blocks.
     """
     n, train = len(case.z), case.part == "train"
     want = subject.forward(case.z, train=train, seed=case.seed)

@@ -52,6 +52,8 @@ def precision(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
     In bfloat16 and float16 z_q has that dtype; what training leaves behind is finite. Nothing is said where squared
     distances leave the range of the format.
+
+    Margin: the bound is for a layer that rounds in each of its operations, and most round a few times.
     """
     name = (case.part or "float64").removeprefix("state in ")
     dtype: torch.dtype = getattr(torch, name)

@@ -78,13 +78,14 @@ def gradient_of_value(subject: Quantizer, case: Case) -> Iterator[Clause]:
     u, depth = roundoff(subject), case.z.numel() + 32
     values = [abs(float(x.loss.double())) for x in (plus, minus) if x.loss is not None]
     book = norms(array(torch.cat(subject.codebooks()))).max(initial=0.0)
-    noise = 0.0
+    noise = loose = 0.0
     shares: list[float] = []
     prepare(subject, case)
     found = measure(subject, case)
     for law in laws(subject, found) if found is not None else ():
         if law.a and found is not None:
             shares += [law.a / weight for weight in undivided(subject, found, law)]
+            loose = max(loose, law.loose_a + law.loose_b)
             # |z − q|² is off by 2|z − q|δ + δ², δ = 4u(|z| + |q|), as its gradient is by 2δ
             delta = 4 * u * (norms(array(case.z)) * 2 + book)
             noise = max(
@@ -92,7 +93,7 @@ def gradient_of_value(subject: Quantizer, case: Case) -> Iterator[Clause]:
             )
     if not shares:
         return
-    allowed = 2 * depth * u * sum(values) + noise + depth * u * abs(slope) + tiny(subject)
+    allowed = 2 * depth * u * sum(values) + noise + (depth * u + loose) * abs(slope) + tiny(subject)
     errors = [slope - share * rise for share in dict.fromkeys(shares)]
     yield within(min(errors, key=abs), allowed, "slope", "⟨∂loss/∂z, v⟩ − its share of the difference of the values")
 
@@ -149,13 +150,14 @@ def variance_bound(subject: Quantizer, case: Case) -> Iterator[Clause]:
     subject.set_codebook([alone])
     found = measure(subject, case)
     read = [] if found is None else [(law, w) for law in laws(subject, found) for w in undivided(subject, found, law)]
-    wanted = [law.factor * weight for law, weight in read]
+    wanted = [(law.factor * weight, max(law.loose_a, law.loose_b)) for law, weight in read if weight]
     if wanted:
-        errors = [abs(losses[0] - weight * squares) / weight for weight in wanted if weight]
-        best = int(np.argmin(errors))
-        weight = [w for w in wanted if w][best]
+        weight, loose = min(wanted, key=lambda one: abs(losses[0] / one[0] - squares))
         yield within(
-            errors[best] * weight, weight * lost + tiny(subject), "equality", "loss with the mean alone − tr Cov"
+            abs(losses[0] - weight * squares),
+            weight * (lost + loose * squares) + tiny(subject),
+            "equality",
+            "loss with the mean alone − tr Cov",
         )
 
 
