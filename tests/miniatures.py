@@ -126,4 +126,8 @@ class Hostile(Right):
             sys.exit(0)
         if self.how == "hoards":
             torch.ones(2**50)
+        if self.how == "grows":
+            kept = []
+            while len(kept) < 2**20:
+                kept.append(torch.empty(2**28, dtype=torch.uint8))  # taken, and never touched
         return super().forward(z)

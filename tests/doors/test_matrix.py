@@ -134,6 +134,13 @@ def test_a_pattern_that_picks_nothing_is_refused(tmp_path, capsys):
         pytest.param("loops", "5", "error", "timed out after 5 s", marks=pytest.mark.nightly),
         ("crashes", "300", "error", "the process died (exit code -11)"),
         ("exits", "300", "failed", "SystemExit"),
+        pytest.param(
+            "grows",
+            "300",
+            "failed",
+            "allocate memory",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux bounds it"),
+        ),
         pytest.param("hoards", "300", "failed", "memory", marks=pytest.mark.nightly),
     ],
 )
