@@ -31,6 +31,7 @@ LAYERS = [  # (target, kwargs, rows that once failed)
     (f"{U}:Lent", {}, ("loss.*", "update.*", "interface.accumulates")),
     (f"{U}:Between", {}, ("lookup.*", "interface.precision")),
     (f"{U}:Renumbered", {}, ("loss.trains",)),
+    (f"{U}:Debiased", {}, ("update.*", "honesty.*")),
     (R, SYNC, ("honesty.*", "update.*")),
     (V, HEADS, ("update.expiry", "interface.batch_independence")),
 ]

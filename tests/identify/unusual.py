@@ -174,3 +174,44 @@ class Renumbered(nn.Module):
         q = self.book[idx]
         loss = 0.25 * (x - q.detach()).square().mean() + (q - x.detach()).square().mean()
         return x + (q - x).detach(), self.number[idx], loss
+
+
+class _Average(nn.Module):
+    """A moving average from 0, divided by 1 − γᵗ."""
+
+    def __init__(self, decay, *shape):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("counter", torch.zeros((), dtype=torch.long))
+        self.register_buffer("hidden", torch.zeros(shape))
+
+    def forward(self, value):
+        self.counter += 1
+        self.hidden -= (self.hidden - value) * (1 - self.decay)
+        return self.hidden / (1 - self.decay ** self.counter.item())
+
+
+class Debiased(nn.Module):
+    """Sonnet's VectorQuantizerEMA: averages start at 0 and are divided by 1 − γᵗ, then smoothed."""
+
+    def __init__(self, embedding_dim=6, num_embeddings=16, commitment_cost=0.25, decay=0.9, epsilon=1e-5):
+        super().__init__()
+        self.commitment_cost, self.epsilon = commitment_cost, epsilon
+        self.register_buffer("embeddings", torch.randn(embedding_dim, num_embeddings))
+        self.ema_cluster_size = _Average(decay, num_embeddings)
+        self.ema_dw = _Average(decay, embedding_dim, num_embeddings)
+
+    def forward(self, inputs):
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        codes = torch.cdist(flat, self.embeddings.t()).argmin(1)
+        quantized = F.embedding(codes, self.embeddings.t()).view_as(inputs)
+        if self.training:
+            one = F.one_hot(codes, self.embeddings.shape[1]).to(flat)
+            with torch.no_grad():
+                size, dw = self.ema_cluster_size(one.sum(0)), self.ema_dw(flat.t() @ one)
+                n = size.sum()
+                size = (size + self.epsilon) / (n + len(size) * self.epsilon) * n
+                self.embeddings.copy_(dw / size)
+        loss = self.commitment_cost * F.mse_loss(inputs, quantized.detach())
+        quantized = inputs + (quantized - inputs).detach()
+        return {"quantize": quantized, "loss": loss, "encoding_indices": codes.view(inputs.shape[:-1])}

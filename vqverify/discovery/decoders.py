@@ -115,7 +115,7 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
             weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly", False
         elif weaker is None and (scaled := _proportional(look, value, call.z_q.form)):
             weaker = Decoder(name, form, scaled, levels), "gives a multiple of z_q", False
-        elif weaker is None and _same_values(look.z_q, value):
+        elif weaker is None and _same_values(look.z_q, value) and _tells_codes(look, value):
             weaker = (
                 Decoder(name, form, _expected(call.z_q.form, value), levels),
                 "gives values of z_q at other places",
@@ -161,6 +161,14 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
     gaps = torch.stack([(second - first[at.clamp(min=0)]).abs() for at in (place, place - 1)]).amin(0)
     known = gaps <= 1e-4 * scale_of(a)
     return len(second.unique()) > 1 and float(known.double().mean()) > 0.95
+
+
+def _tells_codes(look: Look, value: Tensor) -> bool:
+    """Whether codes that differ get rows that differ, as a bound of the latents, say, does not give them."""
+    assert look.codes is not None
+    dim = look.z_q.shape[1]
+    rows = (value if value.shape[-1] == dim or value.ndim < 2 else value.movedim(1, -1)).reshape(-1, dim)
+    return len(rows.unique(dim=0)) > 0.4 * len(look.codes.unique(dim=0))
 
 
 def _looked_up(bench: Bench, look: Look, record: list[Tensor]) -> bool:

@@ -26,7 +26,7 @@ from vqverify.identify.precision import effective_precision
 from vqverify.identify.probes import Findings, Probe
 from vqverify.identify.relaxed import temperature
 from vqverify.identify.replacement import replacement
-from vqverify.identify.smoothing import smoothing
+from vqverify.identify.smoothing import ageing, smoothing
 from vqverify.identify.starts import initialisation
 from vqverify.identify.structure import sizes, structure
 
@@ -38,7 +38,7 @@ __all__ = ["identify"]
 PROBES = 97  # latents of a pass, at least; more than D, so that rows are in general position
 
 IDENTIFIERS = (
-    offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
+    ageing, offers, deterministic, eval_deterministic, hard, hard_in_eval, settable, effective_precision,
     estimator, estimator_in_eval, temperature, sizes, metric, learning, decay, replacement, smoothing, update_order, loss, structure,
     synchronized, alternating, initialisation, affine,
 )  # fmt: skip

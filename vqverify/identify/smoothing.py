@@ -26,8 +26,43 @@ def _view(layer: Layer, slot: Slot) -> Tensor:
 
 NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")
 SHOWN = NAMES[:3]
+RARE, AGED, SHOWS = 1e-6, 3, 1e-2  # counts at which smoothing shows; passes; what rounding does not explain
 FEW = 3  # codes: too few for a curve of one step
 SIZES = torch.logspace(-9, -2, 22, dtype=torch.float64).tolist()  # of all counts, in as many steps, makes one of few
+
+
+@attempt()
+def ageing(probe: Probe) -> Findings:
+    """Whether counts and sums are all that an update knows: the same ones lead to the same codes, however many steps on.
+
+    Averages that are divided by 1 − γᵗ (Sonnet's, Adam's) are not the counts and sums of theorem 17, nor are codes that
+    change by their age in other ways: what the statements say of accumulators is not said of these.
+    """
+    layer = probe.layer
+    if not layer.plan.accumulators:
+        return {}
+
+    def rare(passes: int) -> Step:
+        def prepare() -> None:
+            for _ in range(passes):
+                layer.forward(probe.lone, train=True, seed=probe.seed, grad=False)
+            layer.set_codebook(books)
+            for (counts, sums), e in zip(layer.plan.accumulators, books, strict=False):
+                _view(layer, counts).fill_(RARE)
+                _view(layer, sums).copy_(RARE * e)
+
+        return probe.step(probe.lone, prepare)
+
+    layer.restore()
+    books = layer.codebooks()
+    young, old = rare(0), rare(AGED)
+    for level, (first, second) in enumerate(zip(young.recounted, old.recounted, strict=True)):
+        same = (first.counts == second.counts) & (first.sums == second.sums).all(1)
+        a, b = young.after[level].double()[same], old.after[level].double()[same]
+        if len(a) and relative(a - b, a) > SHOWS:
+            text = f"the same counts and sums lead to other codes {AGED} passes later: they are not all that is kept"
+            return {"accumulators": Finding(False, evidence=text)}
+    return {}
 
 
 @attempt(*NAMES)
@@ -41,6 +76,8 @@ def smoothing(probe: Probe) -> Findings:
         idle = "no training pass moves the codebook"
     if idle:
         return dict.fromkeys(NAMES, dormant(idle))
+    if aged := ageing(probe):
+        raise Unknown(aged["accumulators"].evidence)
 
     def counted(least: float, most: float) -> Step:
         def prepare() -> None:
