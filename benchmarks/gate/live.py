@@ -45,8 +45,8 @@ PLANTS = {
     "wrong-decay": Plant(
         "training",
         "vqverify/reference/codebooks.py",
-        '_checks.number("decay", decay, 0, 1)\n    _checks.number("smoothing", smoothing)\n',
-        '_checks.number("decay", decay, 0, 1)\n    _checks.number("smoothing", smoothing)\n    decay = 1 - decay\n',
+        '_checks.number("decay", decay, 0, 1)\n    smoothing = _checks.number("smoothing", smoothing)\n',
+        '_checks.number("decay", decay, 0, 1)\n    smoothing = _checks.number("smoothing", smoothing)\n    decay = 1 - decay\n',
     ),
     "nothing": Plant("", "", "", ""),
 }
