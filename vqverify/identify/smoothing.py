@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +10,7 @@ from torch import Tensor
 
 from vqverify.identify.learning import bincounts
 from vqverify.identify.probes import Findings, Probe, Step, Unknown, attempt, dormant, latents_at, relative
-from vqverify.quantizer import Finding
-from vqverify.subject import state
-
-if TYPE_CHECKING:
-    from vqverify.subject.layer import Layer
-    from vqverify.subject.plan import Slot
-
-
-def _view(layer: Layer, slot: Slot) -> Tensor:
-    """A slot's rows in the layer's state, for writing."""
-    return slot.of(state.all_tensors(layer.module)[slot.name].data)
-
+from vqverify.quantizer import Accumulators, Finding
 
 NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")
 SHOWN = NAMES[:3]
@@ -47,9 +35,8 @@ def ageing(probe: Probe) -> Findings:
             for _ in range(passes):
                 layer.forward(probe.lone, train=True, seed=probe.seed, grad=False)
             layer.set_codebook(books)
-            for (counts, sums), e in zip(layer.plan.accumulators, books, strict=False):
-                _view(layer, counts).fill_(RARE)
-                _view(layer, sums).copy_(RARE * e)
+            held = zip(layer.accumulators(), books, strict=False)
+            layer.set_accumulators([Accumulators(torch.full_like(a.counts, RARE), RARE * e) for a, e in held])
 
         return probe.step(probe.lone, prepare)
 
@@ -81,11 +68,12 @@ def smoothing(probe: Probe) -> Findings:
 
     def counted(least: float, most: float) -> Step:
         def prepare() -> None:
-            for (counts, sums), e in zip(layer.plan.accumulators, layer.codebooks(), strict=False):
-                ends = math.log10(least), math.log10(most)
-                sizes = torch.logspace(*ends, len(e), dtype=torch.float64).to(_view(layer, counts))
-                _view(layer, counts).copy_(sizes)
-                _view(layer, sums).copy_(sizes[:, None] * e.to(sizes))
+            ends = math.log10(least), math.log10(most)
+            wanted: list[Accumulators] = []
+            for held, e in zip(layer.accumulators(), layer.codebooks(), strict=False):
+                sizes = torch.logspace(*ends, len(e), dtype=torch.float64).to(held.counts)
+                wanted.append(Accumulators(sizes, sizes[:, None] * e.to(sizes)))
+            layer.set_accumulators(wanted)
 
         return probe.step(probe.lone, prepare)
 
