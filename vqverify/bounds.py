@@ -31,6 +31,10 @@ class Violation(Exception):  # noqa: N818  (a violation is a finding about a lay
         self.message = message
 
 
+class Ended(Violation):
+    """A layer ended its process, or asked for more memory than there is: an error of the row that called it."""
+
+
 @dataclass(frozen=True)
 class Clause:
     """One measured statement of a check.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vqverify.bounds import Clause, Violation
+from vqverify.bounds import Clause, Ended, Violation
 from vqverify.case import Case, prepare
 from vqverify.examples import Examples, Profile
 from vqverify.invariant import Invariant, Undetermined, applicability, registry
@@ -131,10 +131,16 @@ class _Search:
 
 
 def evaluate(row: Invariant, subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """The clauses of one example; what the layer raises is a failing clause."""
+    """The clauses of one example; what the layer raises is a failing clause.
+
+    Raises:
+        Ended: if the layer ended the process, or memory ran out.
+    """
     try:
         prepare(subject, case)
         yield from row.check(subject, case)
+    except Ended:
+        raise
     except Violation as violation:
         yield Clause(violation.label, None, holds=False, message=violation.message)
 
@@ -228,7 +234,7 @@ def _result(row: Invariant, job: Job, status: Status, case: str | None = None, *
 
 def _errored(row: Invariant, job: Job, part: str | None, error: Exception, seconds: float) -> Result:
     last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{last.name}, line {last.lineno}"
-    return _result(
-        row, job, "error", case=part, seconds=seconds, reason=f"{type(error).__name__} in {where}: {error}"[:400]
-    )
+    reason = f"error of the harness, {type(error).__name__} in {last.name}, line {last.lineno}: {error}"
+    if isinstance(error, Ended):
+        reason = error.message
+    return _result(row, job, "error", case=part, seconds=seconds, reason=reason[:400])

@@ -53,10 +53,11 @@ def test_raising_on_every_call_fails_interface_runs():
     assert "no kernel for" in result.message
 
 
-def test_a_system_exit_is_a_failure_and_not_the_end():
-    report = check("Exits", only=("interface.runs",))
-    assert failed(report)["interface.runs"].label == "raised"
-    assert "SystemExit" in failed(report)["interface.runs"].message
+def test_a_system_exit_is_an_error_of_its_row_and_not_the_end():
+    (subject,) = check("Exits", only=("interface.runs",)).subjects
+    assert subject.exit_code == 3
+    assert {result.status for result in subject.results} == {"error"}
+    assert subject.results[0].reason == "a train pass on 1 latents called sys.exit(0)"
 
 
 def test_nan_is_a_failure_and_never_an_error():

@@ -66,7 +66,7 @@ def command(**given: Any) -> int:
 
     TARGET is pkg.mod:Class or file.py:Class; without it the built-in reference layer is checked.
     """
-    from vqverify.run import baseline, runner
+    from vqverify.run import baseline, memory, runner
 
     with words.refusing(traceback=given["traceback"]):
         if given["accept"] and given["expectations"] is None:
@@ -74,9 +74,11 @@ def command(**given: Any) -> int:
         request = _request(given)
         resume = outputs.read(given["resume"]) if given["resume"] else None
         old = outputs.read(given["baseline"]) if given["baseline"] else None
-        run = runner.start(request, resume=resume)
+        with memory.bounded(request.spec):
+            run = runner.start(request, resume=resume)
         try:
-            _drive(run, given["json_file"])
+            with memory.bounded(request.spec):
+                _drive(run, given["json_file"])
         except BaseException:
             outputs.write(run.report(), given)
             outputs.show(run.report(), given["json_file"])

@@ -124,11 +124,7 @@ def _rest(subject: SubjectReport) -> Iterator[RenderableType]:
         status: [r for r in subject.results if r.status == status]
         for status in ("passed", "expected", "undetermined", "n/a", "error")
     }
-    for result in of["error"]:
-        yield Group(
-            Text.assemble(("! ", "bold magenta"), (words.title(result), "bold"), ("  error of the harness", "magenta")),
-            Padding(Text(words.clean(result.reason)), (0, 0, 1, 2)),
-        )
+    yield from _reasons("error", "bold magenta", of["error"])
     for result in of["expected"]:
         yield Text.assemble(
             ("x ", "yellow"),

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-if sys.platform == "linux":
-    import resource
-
 from pebble import ProcessExpired, ProcessPool
 
 from vqverify import environment
@@ -28,7 +24,7 @@ from vqverify._version import __version__
 from vqverify.invariant import Invariant, select
 from vqverify.quantizer import Finding, Spec
 from vqverify.report import Report, ReportError, Result, SubjectReport, from_json, save
-from vqverify.run import expected, opening, runner
+from vqverify.run import expected, memory, opening, runner
 from vqverify.run.request import Request, RequestError
 from vqverify.run.scripts import scripted
 from vqverify.subject.claims import ClaimError, consistent, normalise
@@ -197,9 +193,11 @@ def _check(member: Member, request: Request, folder: Path, scripts: Path | None)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what is written past sys.stdout, by C or os.write
         os.dup2(nowhere, stream)
-    if member.spec.device in {None, "cpu"}:  # a driver may reserve more than there is
-        _bound_memory()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        memory.bounded(member.spec),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         run = _start(request, _kept(file))
         compared = _compared(member, run)
         saved = time.monotonic()
@@ -212,14 +210,6 @@ def _check(member: Member, request: Request, folder: Path, scripts: Path | None)
         if scripts is not None:
             subject = run.opened.subject
             save(scripted(report, scripts, subject=subject if isinstance(subject, Layer) else None), file)
-
-
-def _bound_memory() -> None:
-    """Give this process half of the machine's memory, so that a layer that takes ever more is refused some, not killed."""
-    if sys.platform == "linux":
-        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
 
 
 def _start(request: Request, old: Report | None) -> runner.Run:

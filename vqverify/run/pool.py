@@ -18,7 +18,7 @@ from vqverify import engine
 from vqverify.invariant import registry
 from vqverify.quantizer import Spec
 from vqverify.report import dumps
-from vqverify.run import opening
+from vqverify.run import memory, opening
 from vqverify.run.expected import Entry
 from vqverify.subject import open_subject
 
@@ -122,11 +122,13 @@ def _died(died: ProcessExpired) -> str:
 
 
 def _describe(spec: Spec, entries: Sequence[Entry]) -> opening.Opened:
-    return replace(opening.opened(spec, entries), subject=None)
+    with memory.bounded(spec):
+        return replace(opening.opened(spec, entries), subject=None)
 
 
 def _run(job: engine.Job) -> engine.Outcome:
-    return engine.run(job, _open)
+    with memory.bounded(job.spec):
+        return engine.run(job, _open)
 
 
 def _open(spec: Spec) -> Layer:

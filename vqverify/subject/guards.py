@@ -10,7 +10,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vqverify.bounds import Violation
+import torch
+
+from vqverify.bounds import Ended, Violation
 
 PACKAGE = Path(__file__).parents[1]
 SUBJECTS = {"reference", "mutants"}  # layers of our own, which may be wrong
@@ -25,11 +27,19 @@ def guarded(doing: str) -> Generator[None]:
             yield
     except Violation:
         raise
-    except (Exception, SystemExit) as error:
+    except SystemExit as error:
+        raise Ended("raised", f"{doing} called sys.exit({error.code!r})") from error
+    except Exception as error:
         if _ours(error):
             raise
         text = str(error).strip().splitlines()
-        raise Violation("raised", f"{doing} raised {type(error).__name__}: {text[0] if text else ''}"[:300]) from error
+        kind = Ended if _out_of_memory(error) else Violation
+        raise kind("raised", f"{doing} raised {type(error).__name__}: {text[0] if text else ''}"[:300]) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch's allocator of the CPU raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _ours(error: BaseException) -> bool:
