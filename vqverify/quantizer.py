@@ -102,6 +102,7 @@ class Quantized:
         codebook: one (K, Dc) tensor a level, copied BEFORE the pass; empty if not readable.
         raw: what the layer returned, untouched.
         codes_as: dtypes of the outputs that were read as codes, one-hot rows left out.
+        forms: axes of the input and of z_q, one letter each (`BDHW`).
     """
 
     z: Node
@@ -113,6 +114,7 @@ class Quantized:
     codebook: tuple[Tensor, ...] = ()
     raw: Any = None
     codes_as: tuple[torch.dtype, ...] = ()
+    forms: tuple[str, str] = ("ND", "ND")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from vqverify.quantizer import Finding, Quantized
 AGREES = 0.8
 MOST, LEAD = 0.6, 0.15  # a metric that explains most codes, and no other near it: the search is meant to be that
 
+CERTAIN = 0.9  # of the codes in a codebook that weights were not fitted to
+TERMS = ("z·c", "|c|²", "|c|", "(Σc)²", "Σc")
+
 
 def choices(z: Tensor, e: Tensor) -> dict[str, Tensor]:
     """The code that each metric takes, (N,) each; `euclidean:farthest` is a mistake."""
@@ -54,10 +57,7 @@ def metric(probe: Probe) -> Findings:
     scores = _agreement(_pairs(probe.train, list(probe.train.codebook or layer.codebooks())))
     free = not (layer.plan.sphere or layer.domain.codebook == "sphere")
     if free and max(scores.values()) > AGREES:  # codes of many norms tell the metrics apart
-        layer.restore()
-        books = redrawn(probe, 1)
-        layer.set_codebook(books)
-        apart = _agreement(_pairs(layer.forward(probe.z, train=True, seed=probe.seed, trace=True), books))
+        apart = _agreement(_pairs(*_redrawn_pass(probe, 1)))
         scores = apart if max(apart.values()) > AGREES else scores
     elif max(scores.values()) <= AGREES:  # codes may be drawn at random in training: those of eval then
         layer.restore()
@@ -70,8 +70,8 @@ def metric(probe: Probe) -> Findings:
     best = max(scores, key=lambda name: scores[name])
     text = f"{best.partition(':')[0]} explains {scores[best]:.0%} of the codes of {len(probe.z)} generic latents"
     if scores[best] <= AGREES and leading is None:
-        if exchanged := _exchanged(probe.train):
-            return exchanged
+        if known := _exchanged(probe.train) or (_misscored(probe) if free else {}):
+            return known
         raise Unknown(f"no metric explains the codes: {text} at best")
     equal = [name for name in scores if ":" not in name and scores[name] > scores[best] - 0.02]
     name, _, mistake = best.partition(":")
@@ -104,16 +104,67 @@ def _exchanged(out: Quantized) -> Findings:
 
 def _leading(probe: Probe) -> dict[str, float] | None:
     """Shares of the codes among codes of many norms, where latents are located and one metric is far ahead of the others."""
-    layer = probe.layer
-    layer.restore()
-    books = redrawn(probe, 1)
-    layer.set_codebook(books)
-    out = layer.forward(probe.z, train=True, seed=probe.seed, trace=True)
+    out, books = _redrawn_pass(probe, 1)
     if not out.levels or any(level.z_c is None for level in out.levels):
         return None
     scores = _agreement(_pairs(out, books))
     second, first = sorted(scores.values())[-2:]
     return scores if first > MOST and first - second > LEAD else None
+
+
+def _misscored(probe: Probe) -> Findings:
+    """A search by z·c and another function of c than |c|²/2: its weights explain the codes in another codebook, too."""
+    scored: list[list[tuple[Tensor, Tensor]]] = []
+    for seed in (1, 2):
+        out, books = _redrawn_pass(probe, seed)
+        if not out.levels or any(level.z_c is None for level in out.levels):
+            return {}
+        scored.append([(_terms(z, e), codes) for z, e, codes in _pairs(out, books)])
+    weights = _fitted(scored[0])
+    right = [(terms @ weights).argmax(1) == codes for terms, codes in scored[1]]
+    share = float(torch.cat(right).double().mean())
+    if share <= CERTAIN or weights[0] <= 0:
+        return {}
+    shown = " ".join(f"{float(w / weights[0]):+.2g}{name}" for w, name in zip(weights[1:], TERMS[1:], strict=True))
+    text = f"z·c {shown} explains {share:.0%} of the codes in another codebook; the nearest code has z·c −0.5|c|²"
+    return {
+        "metric": Finding("euclidean", evidence=text, mistake="another function of c than |c|²"),
+        "metric_equivalent": Finding(["euclidean"], evidence=text),
+    }
+
+
+def _terms(z: Tensor, e: Tensor) -> Tensor:
+    """What known searches compare codes by, (N, K, terms)."""
+    z, e = z.double(), e.double()
+    norm = e.norm(dim=1)
+    alone = torch.stack([norm.square(), norm, e.sum(1).square(), e.sum(1)], dim=1)
+    return torch.cat([(z @ e.t())[..., None], alone.expand(len(z), -1, -1)], dim=2)
+
+
+def _fitted(scored: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Weights of the terms whose largest sum is the chosen code's, by logistic regression."""
+    weights = torch.zeros(len(TERMS), dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        each = [torch.nn.functional.cross_entropy(terms @ weights, codes) for terms, codes in scored]
+        loss = torch.stack(each).mean() + 1e-4 * weights.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    with torch.enable_grad():
+        solver.step(closure)
+    return weights.detach()
+
+
+def _redrawn_pass(probe: Probe, seed: int) -> tuple[Quantized, list[Tensor]]:
+    """A training pass with codes of many norms, and these codes."""
+    layer = probe.layer
+    layer.restore()
+    books = redrawn(probe, seed)
+    layer.set_codebook(books)
+    return layer.forward(probe.z, train=True, seed=probe.seed, trace=True), books
 
 
 def _unit(z: Tensor) -> bool:

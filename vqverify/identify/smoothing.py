@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from vqverify.quantizer import Accumulators, Finding
 NAMES = ("smoothing", "smoothing_kind", "smoothing_stored", "replacement")
 SHOWN = NAMES[:3]
 RARE, AGED, SHOWS = 1e-6, 3, 1e-2  # counts at which smoothing shows; passes; what rounding does not explain
+FITS, EXACT = 0.2, 0.02  # how far a curve may lie off: as it is, and multiplied by what nothing explains
 FEW = 3  # codes: too few for a curve of one step
 SIZES = torch.logspace(-9, -2, 22, dtype=torch.float64).tolist()  # of all counts, in as many steps, makes one of few
 
@@ -129,20 +131,34 @@ def _curve(estimate: Tensor, size: Tensor, total: float, k: int) -> Findings:
         none = f"m'/c' = N' down to N' = {float(size[0]):.1g}"
         return {"smoothing": Finding(0.0, evidence=none), "smoothing_kind": Finding("none", evidence=none)}
     floor = float(estimate[0])
-    epsilon = max(0.0, floor - float(size[0]))
-    shapes = {"clamp": torch.maximum(size, torch.full_like(size, floor)), "laplace": size + epsilon}
-    off = {kind: float(((estimate - want) / want).abs().max()) for kind, want in shapes.items()}
+    off = _misfits(estimate, size, total, k)
     kind = min(off, key=lambda name: off[name])
     if max(off.values()) < 1e-2:
         raise Unknown(f"m'/c' is {floor:.3g} from N' = {float(size[0]):.1g} to {float(size[-1]):.1g}: too few sizes")
-    if off[kind] < 0.2:
+    if off[kind] < FITS:
         value = floor if kind == "clamp" else _laplace(floor, float(size[0]), total, k)
         text = f"m'/c' falls from 1 at N' = 1 to {floor:.3g} at N' = {float(size[0]):.1g}, as {kind} does with ε = {value:.3g}"
         return {
             "smoothing": Finding(float(f"{value:.3g}"), evidence=text),
             "smoothing_kind": Finding(kind, evidence=text),
         }
+    gain = float(estimate[-1] / size[-1])  # of the fullest code, which a small ε leaves alone
+    if gain > 0 and min(_misfits(estimate / gain, size, total, k).values()) < EXACT:
+        mistake = f"the codes are {1 / gain:.4g} times their sums over counts"
+        found = _curve(estimate / gain, size, total, k)
+        return {name: replace(finding, mistake=mistake) for name, finding in found.items()}
     raise Unknown(f"m'/c' at N' = {float(size[0]):.1g} is {floor:.3g}: neither none, Laplace nor clamp")
+
+
+def _misfits(estimate: Tensor, size: Tensor, total: float, k: int) -> dict[str, float]:
+    """How far, relatively, N̂ lies off each kind of smoothing whose ε its least value tells; sizes ascend."""
+    floor = float(estimate[0])
+    epsilon = _laplace(floor, float(size[0]), total, k)
+    shapes = {
+        "clamp": torch.maximum(size, torch.full_like(size, floor)),
+        "laplace": (size + epsilon) * total / (total + k * epsilon),
+    }
+    return {kind: float(((estimate - want) / want).abs().max()) for kind, want in shapes.items()}
 
 
 def _laplace(floor: float, size: float, total: float, k: int) -> float:

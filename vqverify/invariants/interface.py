@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.measure import trait
 from vqverify.subject.guards import guarded
+from vqverify.subject.plan import TOKENS
 from vqverify.subject.randomness import forked
 
 if TYPE_CHECKING:
@@ -137,12 +139,12 @@ def finite_state(subject: Quantizer, when: str) -> Iterator[Clause]:
     state="both",
     parts=modes,
     corners=("single", "on-code", "unit"),
-    mutants=("codes_off_by_one", "codes_in_float", "returns_double"),
-    hint="indices start at 0 and are integers (float16 holds few above 2048); z_q has the dtype of z, not of the codebook; "
-    "a loss is reduced before it is returned.",
+    mutants=("codes_off_by_one", "codes_in_float", "returns_double", "image_transposed"),
+    hint="the permutation back is the inverse of the one before; indices start at 0 and are integers (float16 holds few "
+    "above 2048); z_q has the dtype of z, not of the codebook; a loss is reduced before it is returned.",
 )
 def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """z_q has z's shape, dtype and device, and the loss is a scalar.
+    """z_q has z's shape, dtype and device, keeps each latent's place, and the loss is a scalar.
 
     Codes are integers (or one-hot rows) in [0, K), −1 for dropped, one a latent and level.
     """
@@ -154,6 +156,7 @@ def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
         "shape",
         f"z_q reads as {tuple(out.z_q.rows.shape)} for latents {tuple(z.shape)}",
     )
+    yield from in_place(out)
     yield holds(value.dtype == z.dtype, "dtype", f"z_q is {value.dtype} for latents of {z.dtype}")
     yield holds(value.device == z.device, "device", f"z_q is on {value.device} for latents on {z.device}")
     if out.codes is not None:
@@ -179,6 +182,18 @@ def shapes(subject: Quantizer, case: Case) -> Iterator[Clause]:
             "loss",
             f"a loss of shape {tuple(loss.shape)} is no scalar, nor one a level",
         )
+
+
+def in_place(out: Quantized) -> Iterator[Clause]:
+    """The axes of latents come back in the order in which they went in; D may stand elsewhere, and they may be merged."""
+    went, came = ("".join(letter for letter in form if letter in TOKENS) for form in out.forms)
+    if "N" in came:
+        went = re.sub("T?H?W", "N", went)
+    yield holds(
+        sorted(came) != sorted(went) or came == went,
+        "order",
+        f"latents in {out.forms[0]} come back in {out.forms[1]}: {came} for {went}",
+    )
 
 
 @invariant(

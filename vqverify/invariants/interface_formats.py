@@ -9,6 +9,7 @@ import torch
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.agreement import agree
+from vqverify.invariants.interface import in_place
 from vqverify.invariants.interface_batching import SOURCE, repeating_modes, without_loss
 from vqverify.invariants.measure import trait
 
@@ -50,7 +51,7 @@ def formats(subject: Quantizer) -> tuple[str, ...]:
     follows=("interface.eval_pure",),
 )
 def layout(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Channels-last, channels-first and image layouts give the same codes and values for the same latents.
+    """Channels-last, channels-first and image layouts give the same codes and values for the same latents, in place.
 
     Margin: where a layout is moved and then treated alike, the margin is 0; the bound is for products cut into
     other blocks.
@@ -59,6 +60,7 @@ def layout(subject: Quantizer, case: Case) -> Iterator[Clause]:
     groups = entries(case, case.part or "")
     prepare(subject, case)
     got = subject.forward(case.z, train=False, seed=case.seed, layout=case.part, groups=groups)
+    yield from in_place(got)
     yield from agree(subject, case, without_loss(want), got, train=False)
 
 

@@ -156,7 +156,14 @@ def squared_distances(z: Array, book: Array) -> Array:
     source="001 §2; theory T28",
     needs=("levels", "codebook", "deterministic", "metric=euclidean|cosine|dot"),
     state="both",
-    mutants=("argmax_lookup", "wrong_metric", "lookup_in_half", "lookup_ignores_norms", "cosine_by_distance"),
+    mutants=(
+        "argmax_lookup",
+        "wrong_metric",
+        "lookup_in_half",
+        "lookup_ignores_norms",
+        "cosine_by_distance",
+        "squares_the_sum",
+    ),
     hint="argmin of distances (or argmax of similarities), |c|² included, in the precision of the inputs.",
 )
 def nearest(subject: Quantizer, case: Case) -> Iterator[Clause]:

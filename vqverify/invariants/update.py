@@ -23,7 +23,13 @@ from vqverify.symbolic import oracles
     source="002 eq. 3-5; theory T17, T21",
     needs=(*EMA, "decay", "replacement=none"),
     state="both",
-    mutants=("ema_decay_swapped", "ema_counts_in_half", "ema_sum_for_mean", "ema_not_written_back"),
+    mutants=(
+        "ema_decay_swapped",
+        "ema_counts_in_half",
+        "ema_sum_for_mean",
+        "ema_not_written_back",
+        "ema_smoothed_shares",
+    ),
     hint="N ← γN + (1 − γ)n and m ← γm + (1 − γ)S with γ the decay, in float32 at least, then e = m/N.",
 )
 def ema_law(subject: Quantizer, case: Case) -> Iterator[Clause]:
@@ -129,7 +135,7 @@ def initial_state(subject: Quantizer, case: Case) -> Iterator[Clause]:
     source="theory T20, T21",
     needs=(*EMA, "replacement=none"),
     state="both",
-    mutants=("ema_moves_empty_codes",),
+    mutants=("ema_moves_empty_codes", "ema_smoothed_shares"),
     hint="a code that no latent chose keeps its place: decay m and N together, and give no momentum to unused rows.",
 )
 def empty_code_still(subject: Quantizer, case: Case) -> Iterator[Clause]:

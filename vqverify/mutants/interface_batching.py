@@ -84,6 +84,15 @@ class ImagePathDiffers(EmaLayer):
         return (flat @ self.table.t()).argmax(1) if self.image else super().lookup(flat)
 
 
+class ImageTransposed(ImageLayer):
+    """permute(0, 3, 2, 1) for the way back: height and width change places, unseen on square images."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Z (B, D, H, W) to (loss, z_q (B, D, W, H), perplexity, codes)."""
+        loss, out, perplexity, codes = super().forward(z)
+        return loss, out.permute(0, 2, 3, 1).permute(0, 3, 2, 1), perplexity, codes
+
+
 class ViewsStrides(DictLayer):
     """view(-1, D) on whatever memory comes."""
 
@@ -218,6 +227,14 @@ MUTANTS = (
         "another metric for images",
         SIZES,
         "two code paths",
+    ),
+    Mutant(
+        "image_transposed",
+        f"{HERE}:ImageTransposed",
+        ("interface.shapes",),
+        "height and width change places",
+        IMAGE,
+        "permute(0, 3, 2, 1) is no inverse of permute(0, 2, 3, 1)",
     ),
     Mutant(
         "views_strides",

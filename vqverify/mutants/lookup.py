@@ -43,6 +43,15 @@ class IgnoresNorms(ImageLayer):
         return -2 * flat @ self.embedding.weight.t()
 
 
+class SquaresTheSum(ImageLayer):
+    """(Σc)² for Σc²: the square stands outside of the sum."""
+
+    def distances(self, flat: Tensor) -> Tensor:
+        """|z|² − 2z·c + (Σc)²."""
+        e = self.embedding.weight
+        return flat.square().sum(1, keepdim=True) - 2 * flat @ e.t() + e.sum(1).square()
+
+
 class Expanded(ImageLayer):
     """Right, but not centred: |z|² − 2z·c + |c|² cancels off centre."""
 
@@ -204,6 +213,14 @@ MUTANTS = (
         "|c|² left out",
         IMAGE,
         "systematic: term dropped",
+    ),
+    Mutant(
+        "squares_the_sum",
+        f"{HERE}:SquaresTheSum",
+        ("lookup.nearest",),
+        "(Σc)² for Σc² in the expanded distance",
+        IMAGE,
+        "systematic: order of operations",
     ),
     Mutant(
         "expanded_distance",

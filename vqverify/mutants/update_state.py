@@ -65,6 +65,19 @@ class Stalls(EmaLayer):
         self.table = self.total / self.size.unsqueeze(1)
 
 
+class SmoothedShares(EmaLayer):
+    """Laplace smoothing gives shares, and nothing makes them counts again: the codes grow by the total."""
+
+    @torch.no_grad()
+    def update(self, flat: Tensor, codes: Tensor) -> None:
+        """One EMA step whose sums are divided by (N + ε)/(T + Kε)."""
+        hot = F.one_hot(codes, len(self.table)).to(flat)
+        self.size.mul_(self.decay).add_(hot.sum(0), alpha=1 - self.decay)
+        self.total.mul_(self.decay).add_(hot.t() @ flat, alpha=1 - self.decay)
+        shares = (self.size + 1e-5) / (self.size.sum() + len(self.table) * 1e-5)
+        self.table.copy_(self.total / shares[:, None])
+
+
 HERE = "vqverify.mutants.update_state"
 SIZES = {"dim": 4, "codebook_size": 8}
 MUTANTS = (
@@ -83,6 +96,14 @@ MUTANTS = (
         "averages are no part of the state_dict",
         {"num_embeddings": 8, "embedding_dim": 4},
         "systematic: persistent=False on the averages",
+    ),
+    Mutant(
+        "ema_smoothed_shares",
+        f"{HERE}:SmoothedShares",
+        ("update.empty_code_still", "update.ema_law", "update.consistent_state"),
+        "smoothed shares are not multiplied by the total",
+        SIZES,
+        "van den Oord's (N + ε)/(n + Kε) without its factor n; theory T21",
     ),
     Mutant(
         "ema_stalls",

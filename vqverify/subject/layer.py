@@ -108,7 +108,7 @@ class Layer:
                 else self._levels.read(self, recorder.tensors, leaf, before, codes, train=train)
             )
         as_ = tuple(tensor_in(raw, output.path).dtype for output in call.codes if "K" not in output.form)
-        return Quantized(z, z_q, codes, total, losses, levels, before, raw, as_)
+        return Quantized(z, z_q, codes, total, losses, levels, before, raw, as_, (call.layout, call.z_q.form))
 
     def invoke(self, x: Tensor, **arguments: Any) -> Any:
         """Call the layer as the plan says, on an input in its layout; ``arguments`` come after the plan's."""
