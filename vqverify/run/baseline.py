@@ -28,8 +28,8 @@ class Change:
 
 
 def marked(report: Report, old: Report) -> Report:
-    """The report with the failures that the old one has, too, marked as known; nothing else changes."""
-    before = {key for key, result in keyed(old).items() if result.status == "failed"}
+    """The report with the failures that the old one has, too, expected ones among them, marked as known."""
+    before = {key for key, result in keyed(old).items() if result.status in {"failed", "expected"}}
     subjects = tuple(
         replace(
             subject,
