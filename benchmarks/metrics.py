@@ -48,12 +48,11 @@ def work(case: Case):
 
 
 def gate():
-    """Cases that stay in cache, for the gate."""
+    """Cases that stay in cache and are ours, for the gate: an SSIM is torchmetrics' time, and varies by half."""
     cases = by_name(
         Case(4096, 256, 32, "perplexity"),
         Case(2048, 256, 32, "quantization error"),
         Case(1024, 256, 32, "divergence"),
-        Case(1, 1, 16, "ssim"),
     )
     return {name: lambda case=case: work(case)["ours"] for name, case in cases.items()}
 

@@ -21,6 +21,7 @@ MODULES = (
     "estimator_paths",
     "gap",
     "loss",
+    "loss_paths",
     "loss_terms",
     "loss_limits",
     "loss_entropy",

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from vqverify.bounds import Clause, Violation, holds, within
+from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import Undetermined, invariant
-from vqverify.invariants.measure import array, roundoff, stream, tiny, trait
-from vqverify.invariants.pulls import Measured, gradient_at, measure
-from vqverify.invariants.residual import silenced
-from vqverify.invariants.weights import constructed, isolated, laws, value, weighed, weight_argument
-from vqverify.quantizer import Quantized, Quantizer
-from vqverify.subject.capture import pull
+from vqverify.invariants.measure import array, roundoff, tiny, trait
+from vqverify.invariants.pulls import Measured, measure
+from vqverify.invariants.weights import isolated, laws, value, weighed, weight_argument
+from vqverify.quantizer import Quantizer
 
 TERMS = ("loss", "codes", "codebook")
 PLAIN = (*TERMS, "structure=plain", "metric=euclidean")
@@ -133,81 +131,6 @@ def value_(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
 
 @invariant(
-    "loss.stop_gradients",
-    source="van den Oord 2017 eq. 3; theory T16",
-    needs=(
-        "loss",
-        "levels",
-        "estimator!=softmax|gumbel",
-    ),  # a relaxation is often trained through its mixture on purpose
-    corners=CORNERS,
-    mutants=("loss_after_patch", "loss_after_rotation"),
-    hint="compute the loss before the estimator patches q: its output already sends gradients to z.",
-)
-def stop_gradients(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Commitment moves only z and the codebook loss only e: none of the loss runs through the estimator's output."""
-    out = subject.forward(case.z, train=True, seed=case.seed, trace=True)
-    if out.loss is None or not out.loss.requires_grad:
-        return
-    for index, level in enumerate(out.levels):
-        code = level.q_c.tensor
-        if level.z_c is None or not code.requires_grad or not _patched(out, index):
-            continue
-        later = [other.z_c.tensor for other in out.levels[index + 1 :] if other.z_c is not None]
-        with silenced([tensor for tensor in later if tensor is not code and not tensor.is_leaf]):
-            through = _through(out, code)
-        yield holds(
-            not through,
-            "patched",
-            f"the loss runs through the estimator's output at level {index} (up to {through:.3g})",
-        )
-
-
-VIEWS = (
-    "View",
-    "Reshape",
-    "UnsafeView",
-    "Permute",
-    "Transpose",
-    "T",
-    "Select",
-    "Unsqueeze",
-    "Squeeze",
-    "Clone",
-    "ToCopy",
-    "Slice",
-)
-
-
-def _through(out: Quantized, code: torch.Tensor) -> float:
-    """Largest gradient that the loss sends into the operation that made a code, whatever its shape was afterwards."""
-    node = code.grad_fn
-    while node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in VIEWS:
-        node = node.next_functions[0][0]
-    if node is None or not out.z.tensor.requires_grad:
-        return 0.0
-    seen: list[float] = []
-    handle = node.register_prehook(
-        lambda grads: seen.extend(float(g.abs().max()) for g in grads if g is not None and g.numel())
-    )
-    try:
-        gradient_at(out, out.z.tensor)
-    finally:
-        handle.remove()
-    return max(seen, default=0.0)
-
-
-def _patched(out: Quantized, index: int) -> bool:
-    """Whether q is the estimator's output, from which gradients reach the latent, and not the code before it."""
-    level = out.levels[index]
-    assert level.z_c is not None
-    if level.z_c.tensor is level.q_c.tensor:
-        return False
-    rows = level.q_c.rows
-    return bool(pull(rows, level.z_c.tensor, torch.ones_like(rows)).any())
-
-
-@invariant(
     "loss.zero_at_codes",
     source="van den Oord 2017 eq. 3; theory T16",
     needs=(*TERMS, "structure=plain"),
@@ -310,83 +233,3 @@ def homogeneous(subject: Quantizer, case: Case) -> Iterator[Clause]:
         "homogeneous",
         f"loss({factor:g}z, {factor:g}e) − {factor**2:g} loss(z, e)",
     )
-
-
-def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
-    weight = subject.claims.get("commitment_weight")
-    trainable = any(parameter.requires_grad for parameter in subject.module.parameters())
-    return (
-        (None,) if trainable or trait(subject, "loss", default=False) or (weight is not None and weight.value) else ()
-    )
-
-
-@invariant(
-    "loss.trains",
-    source="van den Oord 2017 §3.2; theory T16",
-    mode="table",
-    corners=("single",),
-    parts=_trains_applies,
-    mutants=("loss_swapped_under_ema", "loss_half_lost"),
-    hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block; "
-    "beside codes that take no gradient, swapped stop-gradients (the commitment is |z − sg q|²) move nothing at all.",
-)
-def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """Every loss moves something: the latents where there is a commitment weight.
-
-    And every trainable parameter gets a gradient from some output, or the pass itself moves it.
-    """
-    generator = stream(case.seed)
-    n = max(4 * subject.domain.dim + 16, subject.domain.min_n)
-    books = subject.codebooks()
-    size = float(books[0].abs().mean()) if books and books[0].shape[1] == subject.domain.dim else 1.0
-    z = (size or 1.0) * torch.randn(n, subject.domain.dim, generator=generator).to(subject.domain.dtype)
-    before = subject.state()
-    out = subject.forward(z, train=True, seed=case.seed)
-    after = subject.state()
-    claim, estimator = subject.claims.get("commitment_weight"), subject.claims.get("estimator")
-    if estimator is not None and estimator.value == "noise" and claim is not None and claim.origin == "default":
-        claim = None  # such a layer trains codes and latents through z_q, and needs no loss
-    if claim is not None and claim.value and not _has_other_space(subject):
-        reached = out.loss is not None and bool(gradient_at(out, out.z.tensor).any())
-        yield holds(
-            reached,
-            "latents",
-            f"{claim.evidence or 'a commitment weight is declared'}, and the loss gives z no gradient",
-        )
-    for index, loss in enumerate(out.losses):
-        leaves = [out.z.tensor, *(p for p in subject.module.parameters() if p.requires_grad)]
-        moves = any(bool(_pulled(loss, leaf).any()) for leaf in leaves)
-        moves = moves or not loss.requires_grad or _switched_off(subject, z, case.seed, index)
-        yield holds(moves, "idle", f"loss {index} requires grad and moves nothing")
-    wanted = [(name, p) for name, p in subject.module.named_parameters() if p.requires_grad and p.numel()]
-    outputs = [out.z_q.tensor, *out.losses]
-    for name, parameter in wanted:
-        moved = any(bool(_pulled(output, parameter).any()) for output in outputs)
-        moved |= name in before and not torch.equal(before[name], after[name])  # by an optimiser or averages inside
-        yield holds(moved, "parameter", f"no output gives the parameter {name} a gradient")
-
-
-def _switched_off(subject: Quantizer, z: torch.Tensor, seed: int, index: int) -> bool:
-    """Whether a loss is one of weight 0: made 1, a number that was 0 lets it move the latents or a parameter."""
-    for name in (name for name, number in constructed(subject).items() if not number):
-        try:
-            twin = subject.build({name: 1.0})
-            twin.restore()
-            out = twin.forward(z, train=True, seed=seed)
-        except Violation:
-            continue
-        leaves = [out.z.tensor, *(p for p in twin.module.parameters() if p.requires_grad)]
-        if index < len(out.losses) and any(bool(_pulled(out.losses[index], leaf).any()) for leaf in leaves):
-            return True
-    return False
-
-
-def _has_other_space(subject: Quantizer) -> bool:
-    return trait(subject, "structure") in {"scalar", "sign"}
-
-
-def _pulled(output: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    if not output.requires_grad:
-        return torch.zeros_like(parameter)
-    weights = torch.linspace(1, 2, output.numel(), dtype=output.dtype).reshape(output.shape)
-    return pull(output, parameter, weights)
