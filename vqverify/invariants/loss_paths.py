@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from vqverify.bounds import Clause, Violation, holds
 from vqverify.case import Case
-from vqverify.invariant import invariant
+from vqverify.invariant import Undetermined, invariant
 from vqverify.invariants.loss import CORNERS
-from vqverify.invariants.measure import stream, trait
+from vqverify.invariants.measure import scalars, stream, trait
 from vqverify.invariants.pulls import gradient_at
 from vqverify.invariants.residual import silenced
 from vqverify.invariants.weights import constructed
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.capture import pull
+
+SAME = 1e-3  # relative: numbers of one formula, in single precision
 
 
 @invariant(
@@ -96,9 +100,9 @@ def _patched(out: Quantized, index: int) -> bool:
 def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
     weight = subject.claims.get("commitment_weight")
     trainable = any(parameter.requires_grad for parameter in subject.module.parameters())
-    return (
-        (None,) if trainable or trait(subject, "loss", default=False) or (weight is not None and weight.value) else ()
-    )
+    heard = trait(subject, "loss", default=False)
+    usual = (None,) if trainable or heard or (weight is not None and weight.value) else ()
+    return usual if heard or _detached(subject) is None else (*usual, "detached")
 
 
 @invariant(
@@ -107,7 +111,7 @@ def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
     mode="table",
     corners=("single",),
     parts=_trains_applies,
-    mutants=("loss_swapped_under_ema", "loss_half_lost"),
+    mutants=("loss_swapped_under_ema", "loss_swapped_unnamed", "loss_half_lost"),
     hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block; "
     "beside codes that take no gradient, swapped stop-gradients (the commitment is |z − sg q|²) move nothing at all.",
 )
@@ -116,6 +120,9 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
 
     And every trainable parameter gets a gradient from some output, or the pass itself moves it.
     """
+    if case.part == "detached":
+        yield from _heard(subject)
+        return
     generator = stream(case.seed)
     n = max(4 * subject.domain.dim + 16, subject.domain.min_n)
     books = subject.codebooks()
@@ -145,6 +152,42 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
         moved = any(bool(_pulled(output, parameter).any()) for output in outputs)
         moved |= name in before and not torch.equal(before[name], after[name])  # by an optimiser or averages inside
         yield holds(moved, "parameter", f"no output gives the parameter {name} a gradient")
+
+
+def _heard(subject: Quantizer) -> Iterator[Clause]:
+    """A weight other than 1 tells a loss from a quantization error that is there to be looked at."""
+    found = _detached(subject)
+    assert found is not None
+    place, weight = found
+    text = f"the number at output {place} is {weight:.4g}·mean|z − q|² and sends no gradient"
+    if any(abs(weight - plain) < SAME * plain for plain in (1.0, float(subject.domain.dim))):
+        raise Undetermined(f"{text}: a measure, or a commitment loss whose stop-gradient stands at the latents")
+    yield holds(condition=False, label="idle", message=text)
+
+
+def _detached(subject: Quantizer) -> tuple[int, float] | None:
+    """Place and weight of a returned number that is a squared distance of latents and codes, over levels, without a gradient."""
+    rows: list[list[float]] = []
+    numbers: list[list[float]] = []
+    for seed in range(8):
+        subject.restore()
+        z = torch.randn(max(12, subject.domain.min_n), subject.domain.dim, generator=stream(seed))
+        out = subject.forward((seed + 1) * z.to(subject.domain.dtype), train=True, seed=seed, trace=True)
+        pairs = [(level.z_c, level.q_c) for level in out.levels if level.z_c is not None] or [(out.z, out.z_q)]
+        rows.append([float((z_c.rows.detach() - q_c.rows.detach()).double().square().mean()) for z_c, q_c in pairs])
+        numbers.append(scalars(out))
+        if not any(math.isfinite(number) for number in numbers[0]):
+            return None
+    if len({len(row) for row in rows}) > 1 or len({len(row) for row in numbers}) > 1 or len(rows[0]) > len(rows) - 2:
+        return None
+    errors = np.array(rows)
+    for place, values in enumerate(np.array(numbers).T):
+        if not np.isfinite(values).all() or not values.any():
+            continue
+        weights = np.linalg.lstsq(errors, values, rcond=None)[0]
+        if np.abs(errors @ weights - values).max() < SAME * np.abs(values).max() and (weights > -SAME).all():
+            return place, float(weights.sum())
+    return None
 
 
 def _switched_off(subject: Quantizer, z: torch.Tensor, seed: int, index: int) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from vqverify.bounds import unit_roundoff
 from vqverify.case import Case
@@ -48,6 +49,19 @@ def kept_within(dtype: torch.dtype, size: Array, dim: int) -> Array:
 def stream(seed: int) -> torch.Generator:
     """Numbers that no layer was built with: torch.randn under a construction's seed would draw latents that are its codes."""
     return torch.Generator().manual_seed(0x5EED2000 + seed)
+
+
+def scalars(out: Quantized) -> list[float]:
+    """Every single number that the layer returned without a gradient, in order; NaN in the place of others."""
+    leaves = [leaf for leaf in pytree.tree_leaves(out.raw) if isinstance(leaf, Tensor | float)]
+    return [_number(leaf) for leaf in leaves]
+
+
+def _number(leaf: Tensor | float) -> float:
+    if isinstance(leaf, int | float):
+        return leaf
+    single = leaf.numel() == 1 and leaf.is_floating_point() and not leaf.requires_grad
+    return float(leaf.detach().double()) if single else float("nan")
 
 
 def array(rows: Tensor) -> Array:

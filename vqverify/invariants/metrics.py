@@ -9,30 +9,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import trait
+from vqverify.invariants.measure import scalars, trait
 from vqverify.quantizer import Quantized, Quantizer
 
 U32 = 2.0**-24  # metrics are taken in single precision at best
 GUARD = 1e-9  # the ε inside a logarithm that is customary: 1e-10
-
-
-def _scalars(out: Quantized) -> list[float]:
-    """Every single number that the layer returned without a gradient, in order; NaN in the place of others."""
-    leaves = [leaf for leaf in pytree.tree_leaves(out.raw) if isinstance(leaf, Tensor | float)]
-    return [_number(leaf) for leaf in leaves]
-
-
-def _number(leaf: Tensor | float) -> float:
-    if isinstance(leaf, int | float):
-        return leaf
-    single = leaf.numel() == 1 and leaf.is_floating_point() and not leaf.requires_grad
-    return float(leaf.detach().double()) if single else float("nan")
 
 
 def _shares(out: Quantized, size: int) -> np.ndarray | None:
@@ -57,7 +42,7 @@ def _probe(subject: Quantizer) -> tuple[list[float], np.ndarray] | None:
     z = (scale or 1.0) * torch.randn(max(4 * size, subject.domain.min_n), subject.domain.dim, generator=generator)
     out = subject.forward(z.to(subject.domain.dtype), train=False, seed=3)
     shares = _shares(out, size)
-    return None if shares is None or (shares > 0).sum() < 3 else (_scalars(out), shares)
+    return None if shares is None or (shares > 0).sum() < 3 else (scalars(out), shares)
 
 
 def _perplexities(subject: Quantizer) -> tuple[str, ...]:
@@ -90,7 +75,7 @@ def _read(subject: Quantizer, case: Case) -> Iterator[tuple[float, np.ndarray, i
         if case.codebook is not None:
             subject.set_codebook(case.codebook)
         out = subject.forward(case.z, train=train, seed=case.seed)
-        shares, numbers = _shares(out, trait(subject, "codebook_size")), _scalars(out)
+        shares, numbers = _shares(out, trait(subject, "codebook_size")), scalars(out)
         if shares is not None and place < len(numbers):
             yield numbers[place], shares, len(case.z)
 

@@ -175,6 +175,13 @@ class SwappedUnderEma(_EmaLoss):
         return super().cost(z.detach(), q)
 
 
+class SwappedUnnamed(SwappedUnderEma):
+    """The same with a weight that no argument names."""
+
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__(dim, codebook_size)
+
+
 class CommitmentDetached(DictLayer):
     """The commitment's latents come from .data: the term is there in value only."""
 
@@ -278,6 +285,14 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{HERE}:SwappedUnderEma",
         ("loss.trains",),
         "latents detached beside a buffer codebook",
+        SIZES,
+        "systematic: detached",
+    ),
+    Mutant(
+        "loss_swapped_unnamed",
+        f"{HERE}:SwappedUnnamed",
+        ("loss.trains",),
+        "latents detached beside a buffer codebook, with a weight in the code alone",
         SIZES,
         "systematic: detached",
     ),
