@@ -291,6 +291,9 @@ class Quantizer(Protocol):
             overrides: kwargs that differ.
             seed: of the construction.
             warm: run the passes that initialise the layer; without them it is in the state before its first call.
+
+        Raises:
+            Violation: `refused`, if the layer cannot be built with the overrides.
         """
         ...
 

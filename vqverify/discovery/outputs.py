@@ -36,8 +36,13 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
     whole = [
         (path, value) for path, value in found.returned if not value.is_floating_point() and value.dtype != torch.bool
     ]
-    groups = _families(where, whole, "L")
+    marks = [(p, v) for p, v in whole if v.numel() > where.n and bool(((v == 0) | (v == 1)).all())]
+    marked = [g for g in _families(where, marks, "K") if all(_is_one_hot(where, v, o.form) for o, v in g)]
+    spelt = {output.path for group in marked for output, _ in group}
+    groups = _families(where, [(path, value) for path, value in whole if path not in spelt], "L")
     kind = "integers"
+    if marked and not groups:
+        groups, kind = marked, "one-hot rows"
     if not groups:
         floats = [
             (path, value)

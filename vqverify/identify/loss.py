@@ -21,7 +21,7 @@ from vqverify.subject.capture import pull
 if TYPE_CHECKING:
     from vqverify.subject.layer import Layer
 
-FITS = 1e-2
+FITS, OTHER = 1e-2, 1e-3
 GROUPS = "z, over the groups"
 COMMITMENT_NAMES = ("commitment_weight", "commitment_cost", "commitment_loss_weight", "commit_weight")
 REDUCTIONS = ("mean", "token-mean", "sum", "batch-mean")
@@ -225,6 +225,7 @@ def loss(probe: Probe) -> Findings:
     """Weights, reduction and convention, from gradients at two numbers of latents and two batch shapes."""
     try:
         one, two = _measure(probe, 48), _measure(probe, 96)
+        _no_more(probe)
     except Unknown as unknown:
         return _alone(probe, str(unknown))
     if not _size(one):
@@ -246,6 +247,47 @@ def loss(probe: Probe) -> Findings:
     text += f" and d loss/de = 2·{codebook:.4g}·Σ(e − z)" if codebook is not None else ""
     text += f", times the factor of a {reduction}, at {one.where}, residual {one.residual:.1e}"
     return _findings((commitment, codebook, reduction, convention, beta, weights), text) | _inner(probe)
+
+
+def _no_more(probe: Probe) -> None:
+    """Look for other terms, too weak to show in `FITS`: latents that are codes get no gradient from either of the two.
+
+    Raises:
+        Unknown: if there is one, such as an entropy of the distances.
+    """
+    layer = probe.layer
+    books = layer.codebooks()
+    settled = layer.traits.get("settable", Finding(None)).value
+    if (
+        len(books) != 1
+        or books[0].shape[1] != layer.domain.dim
+        or layer.domain.codebook == "sphere"
+        or settled is False
+    ):
+        return
+    size = float(books[0].double().square().mean().sqrt()) or 1.0
+    for scale in (1.0, 1 / size):
+        book = scale * books[0]
+        some = book[torch.arange(max(len(book), layer.domain.min_n)) % max(1, len(book) // 2)]
+        noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(17)).to(some) * scale * size
+        first, second = (_own(probe, [book], z) for z in (some, some + noise))
+        if float((first.z_q.rows.detach() - first.z.rows).norm()) > OTHER * float(first.z.rows.norm()):
+            return  # codes are no fixed points of this layer
+        on, beside = _at_z(first), _at_z(second)
+        if float(on.norm()) > OTHER * float(beside.norm()):
+            share = float(on.norm() / beside.norm())
+            raise Unknown(
+                f"latents that are codes get a gradient from the loss ({share:.2g} of others'): it holds other terms"
+            )
+
+
+def _own(probe: Probe, books: list[Tensor], z: Tensor) -> Quantized:
+    probe.layer.restore()
+    probe.layer.set_codebook(books)
+    out = probe.layer.forward(z.to(probe.layer.domain.dtype), train=True, seed=probe.seed)
+    if out.loss is None or not out.loss.requires_grad:
+        raise Unknown("the loss of codes gives nothing a gradient")
+    return out
 
 
 def _inner(probe: Probe) -> Findings:

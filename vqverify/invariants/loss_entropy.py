@@ -74,10 +74,10 @@ def term(subject: Quantizer, name: str, z: Tensor, book: Tensor | None = None, *
     weight = weight_arguments(subject)[name]
     losses: list[float] = []
     for factor in (1.0, 0.5):
-        twin = subject.build({name: factor * weight})
-        if book is not None:
-            twin.set_codebook([book])
         try:
+            twin = subject.build({name: factor * weight})
+            if book is not None:
+                twin.set_codebook([book])
             out = twin.forward(z.to(subject.domain.dtype), train=True, seed=seed, grad=False)
         except Violation:
             if factor != 1.0:

@@ -49,20 +49,20 @@ def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
     assert case.part is not None
     weight = weight_arguments(subject)[case.part]
     try:
-        passes = [_pass(subject, case, weight * factor) for factor in (0.5, 1.0, 2.0)]
+        passes = [_pass(subject, case, weight * factor) for factor in (0.25, 0.5, 1.0)]
     except Violation:
         return  # not every weight is accepted
     if any(out is None for out in passes):
         return
-    half, once, twice = (out for out in passes if out is not None)
+    quarter, half, once = (out for out in passes if out is not None)
     if any(
-        out.codes is not None and once.codes is not None and not torch.equal(out.codes, once.codes)
-        for out in (half, twice)
+        out.codes is not None and half.codes is not None and not torch.equal(out.codes, half.codes)
+        for out in (quarter, once)
     ):
         return
     depth, u = case.z.numel() + 64, roundoff(subject)
-    values = [float(out.loss.detach().double()) for out in (half, once, twice) if out.loss is not None]
-    gradients = [array(gradient_at(out, out.z.tensor)) for out in (half, once, twice)]
+    values = [float(out.loss.detach().double()) for out in (quarter, half, once) if out.loss is not None]
+    gradients = [array(gradient_at(out, out.z.tensor)) for out in (quarter, half, once)]
     if len(values) < 3:
         return
     noise = depth * u * sum(map(abs, values)) + tiny(subject)
@@ -71,13 +71,13 @@ def terms(subject: Quantizer, case: Case) -> Iterator[Clause]:
         rises[1] - 2 * rises[0],
         4 * noise,
         "affine",
-        f"loss at {case.part} = w/2, w, 2w: {', '.join(f'{v:.6g}' for v in values)}",
+        f"loss at {case.part} = w/4, w/2, w: {', '.join(f'{v:.6g}' for v in values)}",
     )
     steps = gradients[1] - gradients[0], gradients[2] - gradients[1]
     allowed = 4 * depth * u * sum(norms(g) for g in gradients) + tiny(subject)
-    yield within(norms(steps[1] - 2 * steps[0]), allowed, "affine gradient", f"∂loss/∂z at {case.part} = w/2, w, 2w")
+    yield within(norms(steps[1] - 2 * steps[0]), allowed, "affine gradient", f"∂loss/∂z at {case.part} = w/4, w/2, w")
     away = norms(array(once.z_q.rows) - array(once.z.rows))
-    if _unlike(sizes := norms(array(once.z.rows))) and (away > 1e-3 * sizes).all() and values[1] != 0:
+    if _unlike(sizes := norms(array(once.z.rows))) and (away > 1e-3 * sizes).all() and values[2] != 0:
         moves = abs(rises[0]) > 0 or bool(steps[0].any()) or _moves_codes(subject, case, weight)
         yield holds(moves, "idle", f"nothing changes with {case.part}")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqverify.bounds import Clause, holds, within
+from vqverify.bounds import Clause, Violation, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
 from vqverify.invariants.lookup import forward_bound, soft_by_choice
@@ -129,7 +129,10 @@ def limits(subject: Quantizer, case: Case) -> Iterator[Clause]:
     name = temperature_argument(subject)
     assert name is not None
     cold = 2.0**-20
-    twin = subject.build({name: cold})
+    try:
+        twin = subject.build({name: cold})
+    except Violation:
+        return  # so cold is not accepted, and said so
     twin.restore()
     out = twin.forward(case.z, train=True, seed=case.seed, trace=True)
     for view in views(out):

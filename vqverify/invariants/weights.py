@@ -95,6 +95,7 @@ def _weights(subject: Quantizer, *, learnable: bool) -> list[tuple[float | None,
             (1.0, beta),
             ((1 - beta) / 2, beta / 2),
             (1 - beta, beta),
+            (beta, 1 - beta),
         ]
         return readings if learnable else [(beta, 0.0), (1.0, 0.0), ((1 - beta) / 2, 0.0), (1 - beta, 0.0)]
     # a weight of the whole loss beside one of the commitment in it, as in vector-quantize-pytorch's SimVQ

@@ -19,6 +19,7 @@ from vqverify.subject.guards import guarded
 from vqverify.subject.levels import PROBE_SEED, Levels
 from vqverify.subject.plan import Call, Decoder, Plan, enter, leave, pass_of, tensor_in
 from vqverify.subject.randomness import forked
+from vqverify.subject.target import TargetError
 
 
 @dataclass(eq=False)
@@ -255,7 +256,12 @@ class Layer:
         spec = replace(
             self.spec, kwargs={**self.spec.kwargs, **(overrides or {})}, seed=self.spec.seed if seed is None else seed
         )
-        twin = replace(self, spec=spec).over(self.factory(overrides or {}, spec.seed))
+        try:
+            twin = replace(self, spec=spec).over(self.factory(overrides or {}, spec.seed))
+        except TargetError as error:
+            if overrides:
+                raise Violation("refused", str(error)) from error
+            raise
         if warm:
             twin.warm_up()
         return twin

@@ -78,6 +78,12 @@ def _close(a: float, b: float) -> bool:
     return abs(a - b) <= 0.02 * max(abs(b), 1e-3)
 
 
+def _exchanged(claim: Finding, found: Mapping[str, Finding]) -> bool:
+    """Whether β weighs the commitment and 1 − β the codebook, whose weight β is in 001 eq. 8."""
+    pairs = (found.get("loss_coefficients", Finding(None)).value or {}).values()
+    return any(b is not None and _close(a, claim.value) and _close(b, 1 - claim.value) for a, b in pairs)
+
+
 def join(claims: Mapping[str, Finding], found: Mapping[str, Finding]) -> dict[str, Finding]:
     """The traits that rows select on: the claim where there is one, so that its law applies, else what was found."""
     traits = dict(found)
@@ -103,7 +109,10 @@ def honesty(claims: Mapping[str, Finding], found: Mapping[str, Finding]) -> Iter
         here = found.get(name, Finding(None, evidence="not probed"))
         value = here.value if here.mistake is None else f"{here.value} ({here.mistake})"
         agrees = consistent(name, claim, found)
-        if agrees:
+        if name == "beta" and not agrees and _exchanged(claim, found):
+            text = f"{claim.evidence}; {here.evidence}: as meant, or exchanged, where β is the codebook's as in 001"
+            yield name, "undetermined", "ambiguous", text
+        elif agrees:
             yield name, "passed", "", f"{claim.evidence}; found {value}: {here.evidence}"
         elif agrees is False:
             yield (
