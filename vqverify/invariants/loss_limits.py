@@ -11,7 +11,7 @@ from vqverify.bounds import Clause, within
 from vqverify.case import Case, prepare
 from vqverify.invariant import invariant
 from vqverify.invariants.lookup_cells import in_own_space
-from vqverify.invariants.loss import PLAIN, TERMS
+from vqverify.invariants.loss import PLAIN, TERMS, elsewhere
 from vqverify.invariants.loss_terms import ENDINGS
 from vqverify.invariants.measure import array, norms, roundoff, tiny, trait
 from vqverify.invariants.pulls import gradient_at, measure
@@ -33,8 +33,9 @@ def only_terms(subject: Quantizer) -> bool:
 
 
 def _quadratic(subject: Quantizer) -> tuple[str | None, ...]:
-    """Applies where the loss is quadratic in z within a cell."""
+    """Applies where the loss is quadratic in z within a cell: not where codes are directions, as latents may be in it."""
     flat = trait(subject, "metric") == "euclidean" and trait(subject, "structure") == "plain"
+    flat = flat and subject.domain.codebook == "free" and not elsewhere(subject)
     return (None,) if flat and only_terms(subject) else ()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from vqverify.bounds import Clause, Violation, holds
 from vqverify.case import Case
@@ -111,7 +113,7 @@ def _trains_applies(subject: Quantizer) -> tuple[str | None, ...]:
     mode="table",
     corners=("single",),
     parts=_trains_applies,
-    mutants=("loss_swapped_under_ema", "loss_swapped_unnamed", "loss_half_lost"),
+    mutants=("loss_swapped_under_ema", "loss_swapped_unnamed", "loss_half_lost", "commitment_twice"),
     hint="a weight above 0 has to move something: look for a detach on both sides, .item(), .data, or a no_grad block; "
     "beside codes that take no gradient, swapped stop-gradients (the commitment is |z − sg q|²) move nothing at all.",
 )
@@ -146,12 +148,34 @@ def trains(subject: Quantizer, case: Case) -> Iterator[Clause]:
         moves = any(bool(_pulled(loss, leaf).any()) for leaf in leaves)
         moves = moves or not loss.requires_grad or _switched_off(subject, z, case.seed, index)
         yield holds(moves, "idle", f"loss {index} requires grad and moves nothing")
+    yield from _one_a_term(subject, out)
     wanted = [(name, p) for name, p in subject.module.named_parameters() if p.requires_grad and p.numel()]
     outputs = [out.z_q.tensor, *out.losses]
     for name, parameter in wanted:
         moved = any(bool(_pulled(output, parameter).any()) for output in outputs)
         moved |= name in before and not torch.equal(before[name], after[name])  # by an optimiser or averages inside
         yield holds(moved, "parameter", f"no output gives the parameter {name} a gradient")
+
+
+def _one_a_term(subject: Quantizer, out: Quantized) -> Iterator[Clause]:
+    """Two outputs are not both the codebook's term: of equal value the other is a commitment, which moves the latents."""
+    weight = subject.claims.get("commitment_weight")
+    if weight is not None and not weight.value:
+        return
+    leaves = [leaf for leaf in pytree.tree_leaves(out.raw) if isinstance(leaf, torch.Tensor)]
+    numbers = [leaf for leaf in leaves if leaf.numel() == 1 and leaf.is_floating_point() and leaf.requires_grad]
+    moved = [p for p in subject.module.parameters() if p.requires_grad]
+    for one, other in itertools.combinations(numbers, 2):
+        if one.grad_fn is other.grad_fn or float(one) == 0 or not torch.equal(one.flatten(), other.flatten()):
+            continue
+        pairs = [(_pulled(one, leaf), _pulled(other, leaf)) for leaf in moved]
+        same = all(torch.equal(a, b) for a, b in pairs) and any(bool(a.any()) for a, _ in pairs)
+        idle = not any(bool(_pulled(number, out.z.tensor).any()) for number in (one, other))
+        yield holds(
+            not (same and idle),
+            "twice",
+            f"two outputs are {float(one.detach()):.4g}, move the same parameters, and neither moves the latents",
+        )
 
 
 def _heard(subject: Quantizer) -> Iterator[Clause]:

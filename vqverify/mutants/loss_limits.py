@@ -12,6 +12,20 @@ from vqverify.mutant import Mutant
 from vqverify.mutants.base import DictLayer, EmaLayer, ImageLayer
 
 
+class CommitmentTwice(DictLayer):
+    """Two losses of their own, the commitment with its stop-gradient at the latents: the codebook's term again."""
+
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__(dim, codebook_size)
+
+    def forward(self, z: Tensor) -> dict[str, Any]:
+        """Z (B, N, D) to indices, quantized, commitment and codebook loss."""
+        out = super().forward(z)
+        q = self.codes_[out["indices"]]
+        del out["loss"]
+        return out | {"commitment": F.mse_loss(z.detach(), q), "codebook": F.mse_loss(q, z.detach())}
+
+
 class CodebookOverwritten(EmaLayer):
     """The loss is the least expanded distance, whose backward reads the table; the update writes it through .data."""
 
@@ -79,6 +93,14 @@ HERE = "vqverify.mutants.loss_limits"
 SIZES = {"dim": 4, "codebook_size": 8}
 IMAGE = {"embedding_dim": 4, "num_embeddings": 8}
 MUTANTS = (
+    Mutant(
+        "commitment_twice",
+        f"{HERE}:CommitmentTwice",
+        ("loss.trains",),
+        "the commitment's stop-gradient at the latents, with a loss of its own",
+        SIZES,
+        "descript-audio-codec's pair of losses; systematic: exchanged",
+    ),
     Mutant(
         "codebook_overwritten_before_backward",
         f"{HERE}:CodebookOverwritten",
