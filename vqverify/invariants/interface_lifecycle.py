@@ -19,6 +19,7 @@ from vqverify.invariants.interface_purity import changed
 from vqverify.invariants.measure import array, norms, roundoff, trait
 from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.guards import guarded
+from vqverify.subject.state import put_back, take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,7 +194,9 @@ def copies(subject: Quantizer, case: Case) -> Iterator[Clause]:
         backward(twin.forward(case.z, train=True, seed=case.seed), case.g)
         leaked = changed(before, subject.state())
         yield holds(not leaked, "shared", f"training the copy changed {', '.join(leaked[:4])} of the original")
+        held = take(twin.module)
         value = twin.forward(case.z, train=False, seed=case.seed, grad=False)
+        put_back(held)  # an eval pass may move the copy itself
         before = twin.state()
         for round_ in range(3):
             backward(subject.forward(case.z, train=True, seed=case.seed + round_), case.g)
