@@ -134,6 +134,18 @@ def test_beta_is_contradicted_only_if_no_convention_fits(pair: tuple[float, floa
     assert consistent("beta", Finding(0.25, "given"), found) is fits
 
 
+@pytest.mark.parametrize(
+    ("pair", "status"), [((0.9, 0.1), "undetermined"), ((0.1, 0.9), "passed"), ((0.5, 0.9), "failed")]
+)
+def test_beta_and_its_rest_the_other_way_round_are_as_meant_or_exchanged(
+    pair: tuple[float, float], status: str
+) -> None:
+    found = {"loss_coefficients": Finding({"mean": pair}), "beta": Finding(pair[0] / pair[1])}
+    ((_, judged, label, _),) = honesty({"beta": Finding(0.9, "given")}, found)
+    assert judged == status
+    assert (label == "ambiguous") is (status == "undetermined")
+
+
 @pytest.mark.parametrize(("levels", "fits"), [(1, False), (2, False), (3, True)])
 def test_a_stack_may_take_the_mean_over_its_levels(levels: int, fits: bool) -> None:
     found = {"loss_coefficients": Finding({"mean": (0.25 / 3, 1 / 3)}), "num_quantizers": Finding(levels)}

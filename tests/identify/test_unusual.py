@@ -32,6 +32,9 @@ LAYERS = [  # (target, kwargs, rows that once failed)
     (f"{U}:Between", {}, ("lookup.*", "interface.precision")),
     (f"{U}:Renumbered", {}, ("loss.trains",)),
     (f"{U}:Debiased", {}, ("update.*", "honesty.*")),
+    ("tests.identify.weighed:WithEntropy", {}, ("loss.*", "estimator.*", "honesty.*", "lookup.*")),
+    ("tests.identify.weighed:Convex", {}, ("loss.*", "honesty.*", "update.*")),
+    ("tests.identify.weighed:BetweenDirections", {}, ("loss.*", "honesty.*", "estimator.*")),
     (R, SYNC, ("honesty.*", "update.*")),
     (V, HEADS, ("update.expiry", "interface.batch_independence")),
 ]

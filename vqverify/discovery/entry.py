@@ -126,10 +126,8 @@ def _give_up(trial: Trial, dims: list[int], required: list[str]) -> NoReturn:
     if required:
         reason = f"{name}.forward needs {', '.join(required)} besides the latents, and no guess works"
     elif trial.integers and trial.arrays:
-        reason = (
-            f"{name} returned {trial.returned}: nothing of its input's size, to be z_q (where z_q has another width, "
-        )
-        reason += "check the quantizer inside, --submodule)"
+        hint = "where z_q has another width, check the quantizer inside, --submodule"
+        reason = f"{name} returned {trial.returned}: nothing of its input's size, to be z_q ({hint})"
     elif trial.integers:
         reason = f"{name} returned {trial.returned}: nothing of its input's size, so these are codes without a z_q"
     else:

@@ -257,13 +257,8 @@ def _no_more(probe: Probe) -> None:
     """
     layer = probe.layer
     books = layer.codebooks()
-    settled = layer.traits.get("settable", Finding(None)).value
-    if (
-        len(books) != 1
-        or books[0].shape[1] != layer.domain.dim
-        or layer.domain.codebook == "sphere"
-        or settled is False
-    ):
+    plain = all(slot.transform == "identity" for slot in layer.plan.slots) and layer.domain.codebook == "free"
+    if not plain or len(books) != 1 or books[0].shape[1] != layer.domain.dim:
         return
     size = float(books[0].double().square().mean().sqrt()) or 1.0
     for scale in (1.0, 1 / size):
