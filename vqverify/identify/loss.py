@@ -266,7 +266,8 @@ def _no_more(probe: Probe) -> None:
         some = book[torch.arange(max(len(book), layer.domain.min_n)) % max(1, len(book) // 2)]
         noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(17)).to(some) * scale * size
         first, second = (_own(probe, [book], z) for z in (some, some + noise))
-        if float((first.z_q.rows.detach() - first.z.rows).norm()) > OTHER * float(first.z.rows.norm()):
+        value, latents = first.z_q.rows.detach(), first.z.rows.detach()
+        if float((value - latents).norm()) > OTHER * float(latents.norm()):
             return  # codes are no fixed points of this layer
         on, beside = _at_z(first), _at_z(second)
         if float(on.norm()) > OTHER * float(beside.norm()):

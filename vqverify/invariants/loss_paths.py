@@ -166,7 +166,7 @@ def _one_a_term(subject: Quantizer, out: Quantized) -> Iterator[Clause]:
     numbers = [leaf for leaf in leaves if leaf.numel() == 1 and leaf.is_floating_point() and leaf.requires_grad]
     moved = [p for p in subject.module.parameters() if p.requires_grad]
     for one, other in itertools.combinations(numbers, 2):
-        if one.grad_fn is other.grad_fn or float(one) == 0 or not torch.equal(one.flatten(), other.flatten()):
+        if one.grad_fn is other.grad_fn or float(one.detach()) == 0 or not torch.equal(one.flatten(), other.flatten()):
             continue
         pairs = [(_pulled(one, leaf), _pulled(other, leaf)) for leaf in moved]
         same = all(torch.equal(a, b) for a, b in pairs) and any(bool(a.any()) for a, _ in pairs)
