@@ -36,8 +36,7 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
     whole = [
         (path, value) for path, value in found.returned if not value.is_floating_point() and value.dtype != torch.bool
     ]
-    marks = [(p, v) for p, v in whole if v.numel() > where.n and bool(((v == 0) | (v == 1)).all())]
-    marked = [g for g in _families(where, marks, "K") if all(_is_one_hot(where, v, o.form) for o, v in g)]
+    marked = _marks(where, whole)
     spelt = {output.path for group in marked for output, _ in group}
     groups = _families(where, [(path, value) for path, value in whole if path not in spelt], "L")
     kind = "integers"
@@ -52,8 +51,7 @@ def find_codes(found: Candidate) -> tuple[tuple[Output, ...], str]:
             and path != found.z_q.path
             and bool((value == value.round()).all())
         ]
-        hot = [(p, v) for p, v in floats if v.numel() > where.n and bool(((v == 0) | (v == 1)).all())]
-        groups = [g for g in _families(where, hot, "K") if all(_is_one_hot(where, v, o.form) for o, v in g)]
+        groups = _marks(where, floats)
         kind = "one-hot rows"
         if not groups:
             groups = [g for g in _families(where, floats, "L") if all(int(v.max()) > 0 for _, v in g)]
@@ -98,6 +96,12 @@ def _families(where: Grid, values: list[tuple[Path, Tensor]], letter: str) -> li
             (output, value)
         )
     return list(families.values())
+
+
+def _marks(where: Grid, values: list[tuple[Path, Tensor]]) -> list[list[tuple[Output, Tensor]]]:
+    """Outputs that are one-hot rows."""
+    hot = [(path, v) for path, v in values if v.numel() > where.n and bool(((v == 0) | (v == 1)).all())]
+    return [g for g in _families(where, hot, "K") if all(_is_one_hot(where, v, o.form) for o, v in g)]
 
 
 def _is_one_hot(where: Grid, value: Tensor, form: str) -> bool:

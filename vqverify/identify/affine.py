@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqverify.identify.metric import choices
+from vqverify.identify.metric import AGREES, agreement
 from vqverify.identify.probes import Findings, Probe, Unknown, attempt, relative
 from vqverify.quantizer import Finding
 from vqverify.subject import state
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 EXPLAINS = 1e-3
 PASSES = 24  # in which some row is replaced by a latent, if any is
-EXPLAINS_CODES = 0.8
 SEVERAL = 4  # codes in use: two would lie on a line whatever the layer does
 NAMES = (
     "affine", "affine_table", "affine_order", "affine_decay", "affine_table_decay", "affine_variance", "affine_scale", "affine_bias",
@@ -109,10 +108,10 @@ def _replaced(layer: Layer, name: str, z: Tensor) -> Findings:
 
 def _metric(seen: Map) -> Findings:
     """The metrics by which codes are chosen among those that the map makes of the whole table; nothing if none is."""
-    found = choices(seen.z, seen.s * seen.x + seen.b)
-    shares = {name: float((choice == seen.k).double().mean()) for name, choice in found.items() if ":" not in name}
+    found = agreement([(seen.z, seen.s * seen.x + seen.b, seen.k)])
+    shares = {name: share for name, share in found.items() if ":" not in name}
     best = max(shares, key=lambda name: shares[name])
-    if shares[best] < EXPLAINS_CODES:
+    if shares[best] < AGREES:
         return {}
     text = f"{best} explains {shares[best]:.0%} of the codes, among those that the map makes of the table"
     equal = [name for name, share in shares.items() if share > shares[best] - 0.02]

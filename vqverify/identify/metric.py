@@ -11,7 +11,6 @@ from vqverify.quantizer import Finding, Quantized
 
 AGREES = 0.8
 MOST, LEAD = 0.6, 0.15  # a metric that explains most codes, and no other near it: the search is meant to be that
-
 CERTAIN = 0.9  # of the codes in a codebook that weights were not fitted to
 TERMS = ("z·c", "|c|²", "|c|", "(Σc)²", "Σc")
 
@@ -31,7 +30,7 @@ def choices(z: Tensor, e: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _agreement(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+def agreement(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
     """Share of latents whose code each metric explains, over all levels."""
     hits: dict[str, list[Tensor]] = {}
     for z, e, codes in pairs:
@@ -54,17 +53,17 @@ def metric(probe: Probe) -> Findings:
     layer = probe.layer
     if not layer.codebooks():
         raise Unknown("no stored codebook to compare latents with")
-    scores = _agreement(_pairs(probe.train, list(probe.train.codebook or layer.codebooks())))
+    scores = agreement(_pairs(probe.train, list(probe.train.codebook or layer.codebooks())))
     free = not (layer.plan.sphere or layer.domain.codebook == "sphere")
     if free and max(scores.values()) > AGREES:  # codes of many norms tell the metrics apart
-        apart = _agreement(_pairs(*_redrawn_pass(probe, 1)))
+        apart = agreement(_pairs(*_redrawn_pass(probe, 1)))
         scores = apart if max(apart.values()) > AGREES else scores
     elif max(scores.values()) <= AGREES:  # codes may be drawn at random in training: those of eval then
         layer.restore()
         codes = layer.forward(probe.z, train=False).codes
         z = latents_at(probe.train, 0)
         if codes is not None:
-            scores = _agreement([(z, (probe.train.codebook or layer.codebooks())[0], codes[:, 0])])
+            scores = agreement([(z, (probe.train.codebook or layer.codebooks())[0], codes[:, 0])])
     leading = _leading(probe) if free and max(scores.values()) <= AGREES else None
     scores = leading or scores
     best = max(scores, key=lambda name: scores[name])
@@ -92,7 +91,7 @@ def _exchanged(out: Quantized) -> Findings:
     if out.codes is None or count < 2 or count != len(out.codebook) or len({e.shape for e in out.codebook}) > 1:
         return {}
     shares = [
-        [_agreement([(latents_at(out, level), e, out.codes[:, level])]) for e in out.codebook] for level in range(count)
+        [agreement([(latents_at(out, level), e, out.codes[:, level])]) for e in out.codebook] for level in range(count)
     ]
     for name in ("euclidean", "cosine"):
         owners = [max(range(count), key=lambda at, own=own: own[at][name]) for own in shares]
@@ -107,7 +106,7 @@ def _leading(probe: Probe) -> dict[str, float] | None:
     out, books = _redrawn_pass(probe, 1)
     if not out.levels or any(level.z_c is None for level in out.levels):
         return None
-    scores = _agreement(_pairs(out, books))
+    scores = agreement(_pairs(out, books))
     second, first = sorted(scores.values())[-2:]
     return scores if first > MOST and first - second > LEAD else None
 
