@@ -18,6 +18,8 @@ from vqverify.quantizer import Quantized, Quantizer
 from vqverify.subject.capture import pull
 from vqverify.subject.guards import guarded
 
+BASIS = 8  # up to so many dimensions |J|_F is exact, from one pull a dimension
+DRAWN = 4  # beyond, its square is estimated from so many
 Pair = tuple[Array, Array, NDArray[np.int64], Array]  # latents, codes, indices and codebook of a level
 
 
@@ -142,21 +144,32 @@ def _hidden(subject: Quantizer, found: list[View], z: Array) -> bool:
 
 def _pulled_back(subject: Quantizer, out: Quantized, found: list[View]) -> Side:
     """The loss as z sees it: z_c − q of every level, pulled back through projection and normalisation."""
-    dtype, probe = subject.domain.dtype, torch.Generator().manual_seed(0)
+    dtype = subject.domain.dtype
     n, dim = out.z.rows.shape
     away, reach, squares, span = np.zeros((n, dim)), np.zeros(n), 0.0, 0.0
     for view in found:
         place = ("z_c", view.index)
         gap = view.z - view.q
         away += array(subject.vjp(out, torch.from_numpy(gap).to(dtype), place, "z"))
-        # |Jᵀ| a row, from two random cotangents, of which no map but 0 makes 0; each entry is a sum of Dc products
-        drawn = [torch.randn(gap.shape, generator=probe).to(dtype) for _ in range(2)]
-        size = sum(norms(array(subject.vjp(out, cotangent, place, "z"))) for cotangent in drawn)
-        size = size + norms(away) / np.maximum(norms(gap), 1e-30)
+        sizes = [norms(array(subject.vjp(out, cotangent.to(dtype), place, "z"))) for cotangent in cotangents(gap.shape)]
+        size = np.sqrt(np.sum(np.square(sizes), axis=0)) + norms(away) / np.maximum(norms(gap), 1e-30)
         reach += (norms(view.z) + norms(view.q)) * size * np.sqrt(gap.shape[1])
         squares += float((gap**2).sum())
         span += float(((norms(view.z) + norms(view.q)) ** 2).sum())
     return Side(array(gradient_at(out, out.z.tensor)), away, reach, squares, span**0.5)
+
+
+def cotangents(shape: tuple[int, ...]) -> list[Tensor]:
+    """Cotangents whose pulls show |J|_F a row: Σ|Jᵀc|² is its square, or an estimate that is small for no J but 0.
+
+    Few random ones would do for a map of full rank. That of a normalisation in two dimensions has rank 1, and two random
+    cotangents lie so near its kernel, once in a thousand rows, that rounding passes what they allow.
+    """
+    n, dim = shape
+    if dim <= BASIS:
+        return [row.expand(n, dim) for row in torch.eye(dim)]
+    probe = torch.Generator().manual_seed(0)
+    return [torch.randn(n, dim, generator=probe) / DRAWN**0.5 for _ in range(DRAWN)]
 
 
 def _measure_stack(subject: Quantizer, case: Case) -> Measured | None:
