@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vqverify.discovery.codespace import effective
 from vqverify.discovery.measure import scale_of
+from vqverify.discovery.trial import leaves
 from vqverify.subject import capture
 from vqverify.subject.plan import TOKENS, Call, Decoder, arrange, enter, sizes
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vqverify.discovery.bench import Bench, Look
 
 FORMS = ("BN", "NL", "BNL", "N", "LN", "LBN", "BLN", "BHW", "BHWL", "BLHW", "N1", "B1N", "BN1")
+ELSEWHERE = "gives values of z_q at other places"
 OUTPUTS = ("ND", "BND", "BDN", "BHWD", "BDHW", "DN")
 
 
@@ -104,28 +106,38 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
                     False,
                 )
             continue
-        value = returned[0]
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != look.z_q.numel():
-            continue
-        output = _matching(look, value, 1e-3, call.z_q.form)
-        if output is not None:
-            return Decoder(name, form, output, levels), f"gives z_q for codes {form}", True
-        near = _matching(look, value, 0.35, call.z_q.form)
-        if near is not None and weaker is None:
-            weaker = Decoder(name, form, near, levels), "gives roughly z_q, not exactly", False
-        elif weaker is None and (scaled := _proportional(look, value, call.z_q.form)):
-            weaker = Decoder(name, form, scaled, levels), "gives a multiple of z_q", False
-        elif weaker is None and _same_values(look.z_q, value) and _tells_codes(look, value):
-            weaker = (
-                Decoder(name, form, _expected(call.z_q.form, value), levels),
-                "gives values of z_q at other places",
-                False,
-            )
-            if (
-                form in own
-            ):  # it takes the codes as forward returns them: that another form suits it would hide the mistake
-                return weaker
+        for path, value in leaves(returned[0]):  # beside z_q DAC returns what it projected, and the codes
+            if not value.is_floating_point() or value.numel() != look.z_q.numel():
+                continue
+            decoder = replace(Decoder(name, form, call.z_q.form, levels), path=path)
+            judged = _judged(look, value, decoder)
+            if judged is None and form in own and _is_part(look, value, call.z_q.form):
+                looked = _looked_up(bench, look, recorder.tensors)
+                judged = (decoder, "looks the codes up and gives a part of z_q", False) if looked else None
+            if judged is not None and judged[2]:
+                return judged
+            if weaker is None and judged is not None:
+                weaker = judged
+                if form in own and judged[1] == ELSEWHERE:
+                    # it takes the codes as forward returns them: that another form suits it would hide the mistake
+                    return weaker
     return weaker
+
+
+def _judged(look: Look, value: Tensor, decoder: Decoder) -> tuple[Decoder, str, bool] | None:
+    """What a tensor that a method made of codes is to z_q, and whether it is z_q; None if nothing."""
+    own = decoder.output_form
+    if (form := _matching(look, value, 1e-3, own)) is not None:
+        return replace(decoder, output_form=form), f"gives z_q for codes {decoder.codes_form}", True
+    if (form := _matching(look, value, 0.35, own)) is not None:
+        return replace(decoder, output_form=form), "gives roughly z_q, not exactly", False
+    if (form := _proportional(look, value, own)) is not None:
+        return replace(decoder, output_form=form), "gives a multiple of z_q", False
+    if (
+        not decoder.path and _same_values(look.z_q, value) and _tells_codes(look, value)
+    ):  # one of several may be latents
+        return replace(decoder, output_form=_expected(own, value)), ELSEWHERE, False
+    return None
 
 
 def _matching(look: Look, value: Tensor, tolerance: float, own: str) -> str | None:
@@ -147,6 +159,15 @@ def _proportional(look: Look, value: Tensor, own: str) -> str | None:
         return None
     factor = (value * want).sum() / want.square().sum().clamp_min(1e-30)
     return own if float((value - factor * want).norm()) <= 1e-3 * float(value.norm()) and float(factor) > 0 else None
+
+
+def _is_part(look: Look, value: Tensor, own: str) -> bool:
+    """Whether a tensor goes with z_q as a sum over some of its levels does, and no function of other codes."""
+    want = arrange(look.z_q, own, {**sizes(own, len(look.z_q), 1), "D": look.z_q.shape[1]})
+    if want.shape != value.shape:
+        return False
+    together = torch.stack([value.flatten(), want.flatten()]).double().corrcoef()[0, 1]
+    return bool(together > 0.5)  # by chance about (ND)^-½, 0.03
 
 
 def _expected(form: str, value: Tensor) -> str:

@@ -146,7 +146,7 @@ def decode(s: Scene) -> Iterator[str]:
         given = f"{given}[None]" if form != "BLN" else f"{given}.T[None]"
     elif form not in {"N", "F", "NL", "FL"}:
         raise Unscripted(f"{s.part} takes codes of the unusual axes {form}")
-    yield f"decoded = layer.{s.part}({given})"
+    yield f"decoded = layer.{s.part}({given})" + "".join(f"[{step!r}]" for step in decoder.path)
     wrong, right = f"{rows_of('decoded', decoder.output_form, s.dim)}.detach()", f"{s.z_q(train=False)}.detach()"
     if s.label == "raised":
         yield "print(decoded)"

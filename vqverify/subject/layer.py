@@ -223,10 +223,8 @@ class Layer:
             codes.reshape(n, *(decoder.levels or codes.shape[1:] * ("L" in decoder.codes_form))), decoder.codes_form
         )
         with guarded(f"{method}(codes)"), torch.no_grad():
-            value = getattr(self.module, method)(shaped.to(self.device))
-        if not isinstance(value, Tensor):
-            raise Violation("decode", f"{method} returned {type(value).__name__}, expected a tensor")
-        return leave(value, decoder.output_form, n).cpu()
+            returned = getattr(self.module, method)(shaped.to(self.device))
+        return leave(tensor_in(returned, decoder.path), decoder.output_form, n).cpu()
 
     def snapshot(self) -> Any:
         return state.take(self.module)

@@ -84,12 +84,14 @@ class Decoder:
         codes_form: form of its argument.
         output_form: form of what it returns.
         levels: lengths of the axes of levels in its argument; they multiply to L.
+        path: where z_q is in what it returns.
     """
 
     method: str
     codes_form: str
     output_form: str
     levels: tuple[int, ...] = ()
+    path: tuple[str | int, ...] = ()
 
 
 @dataclass(frozen=True)
