@@ -10,7 +10,7 @@ from typing import Any, Literal
 SUBJECTS = (
     "rotation", "lookup", "estimator", "loss", "update", "interface",
     "interface_purity", "interface_batching", "interface_lifecycle", "interface_precision", "stochastic", "residual",
-    "scalar", "structure", "metrics", "update_state", "update_learnt", "lookup_cells",
+    "scalar", "structure", "metrics", "update_state", "update_hull", "update_learnt", "lookup_cells",
     "cosine", "loss_limits", "estimator_paths", "entropy", "residual_scales", "update_start",
     "gap", "update_affine", "update_distributed",
 )  # fmt: skip

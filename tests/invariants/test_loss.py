@@ -9,7 +9,7 @@ from vqverify import check_quantizer
 
 SIZES = {"dim": 8, "codebook_size": 16}
 REFERENCE, LIBRARY = "vqverify.reference", "vector_quantize_pytorch"
-MUTANTS = "vqverify.mutants.loss"
+MUTANTS, ENTROPY = "vqverify.mutants.loss", "vqverify.mutants.entropy"
 
 
 class Legacy(nn.Module):
@@ -135,6 +135,7 @@ RIGHT = [
     (WithEntropy, {}),
     (EntropyRatio, {}),
     (EntropyRatio, {"entropy_loss_ratio": 0.1}),
+    (f"{ENTROPY}:WithEntropy", {"num_embeddings": 16, "embedding_dim": 8}),
 ]
 
 

@@ -39,6 +39,8 @@ PASSES = [
     (V, {**SIZES, "affine_param": True}, "update.affine"),
     (V, {**LEARNT, "in_place_codebook_optimizer": sgd, "commitment_weight": 0.0}, "update.alternating"),
     (f"{M}.update_learnt:InnerOptimiser", {"dim": 4, "n_embed": 8}, "update.alternating"),
+    (f"{M}.update_hull:OnlineKMeans", {"n_features": 4, "n_clusters": 8}, "update.hull"),
+    (f"{M}.update_hull:OnSphere", {"hidden": 4, "num_tokens": 8}, "honesty.traits"),
 ]
 FINDINGS = [  # (constructor arguments, row, label): of vector-quantize-pytorch 1.32.0
     ({**LEARNT, "sync_update_v": 0.3}, "update.synchronized", "codes"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqverify.identify.probes import (
@@ -160,25 +161,34 @@ def _confirmed(probe: Probe, step: Step) -> list[float]:
     """
     z = probe.clustered
     more = torch.cat([z + 1e-3 * shift * probe.latents(len(z), seed=20 + shift) for shift in range(4)])
-    one, other = _memoryless(step), _memoryless(probe.step(more))
-    return one if one and other and _alike(one[0], other[0]) else []
+    again = probe.step(more)
+    for way in ("direction", "mean") if probe.layer.plan.sphere else ("plain",):
+        one, other = _memoryless(step, way), _memoryless(again, way)
+        if one and other and _alike(one[0], other[0]):
+            return one
+    return []
 
 
 def _alike(a: float, b: float) -> bool:
     return abs(a - b) <= 0.05 * min(a, b, 1 - a, 1 - b) + 1e-5
 
 
-def _memoryless(step: Step) -> list[float]:
-    """1 − η of c' = c + η(z̄ − c), where η is the same for every code."""
+def _memoryless(step: Step, way: str) -> list[float]:
+    """1 − η of c' = c + η(z̄ − c), where η is the same for every code; put back on a sphere if the way is not plain."""
     rates: list[Tensor] = []
     assert step.out.codes is not None
     for level, (e, new) in enumerate(zip(step.before, step.after, strict=True)):
         z, codes = latents_at(step.out, level).double(), step.out.codes[:, level]
         for k in codes.unique():
-            pull_ = z[codes == k].mean(0) - e[k].double()
-            step_ = new[k].double() - e[k].double()
-            rate = (step_ @ pull_) / (pull_ @ pull_)
-            if relative(step_ - rate * pull_, pull_) > 0.02:
+            c, moved, mean = e[k].double(), new[k].double(), z[codes == k].mean(0)
+            if way != "plain":
+                ends = torch.stack([c, mean if way == "mean" else F.normalize(mean, dim=0)], 1)
+                parts = torch.linalg.lstsq(ends, moved[:, None], driver="gelsd").solution[:, 0]
+                rate, off = parts[1] / parts.sum(), moved - ends @ parts
+            else:
+                rate = ((moved - c) @ (mean - c)) / ((mean - c) @ (mean - c))
+                off = moved - c - rate * (mean - c)
+            if relative(off, mean - c) > 0.02:
                 return []
             rates.append(rate)
     values = torch.stack(rates)

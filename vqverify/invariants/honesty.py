@@ -22,7 +22,7 @@ def claimed(subject: Quantizer) -> tuple[str, ...]:
     mode="table",
     parts=claimed,
     corners=("single",),
-    mutants=("silent_straight_through",),
+    mutants=("silent_straight_through", "sphere_decay_swapped"),
     hint="the layer is not what its arguments say: an option that is read and not acted on, or acted on the other way round; "
     "a weight on the other term, or that term detached on the wrong side.",
 )

@@ -82,7 +82,7 @@ def decoders(subject: Quantizer) -> tuple[str, ...]:
     parts=decoders,
     state="both",
     corners=("single", "on-code", "unit"),
-    mutants=("decode_transposed", "decode_scaled"),
+    mutants=("decode_transposed", "decode_scaled", "decode_unnormalised"),
     hint="decode must undo layout and projection in the same order as forward, for every level.",
 )
 def decode(subject: Quantizer, case: Case) -> Iterator[Clause]:

@@ -110,6 +110,36 @@ class RawUpdate(CosineLayer):
         self.table.copy_(F.normalize(self.moved(raw, codes), dim=-1))
 
 
+class LearntDirections(nn.Module):
+    """Directions of a learnt table, whose own norms are free; (B, N, D) to (codes, loss, z_q), right."""
+
+    def __init__(self, width: int, vocab: int, beta: float = 0.5) -> None:
+        super().__init__()
+        self.beta = beta
+        self.table = nn.Parameter(F.normalize(torch.randn(vocab, width), dim=-1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, N, D) to (codes, loss, z_q)."""
+        x = F.normalize(x, dim=-1)
+        table = F.normalize(self.table, dim=-1)
+        tokens = (x @ table.t()).argmax(-1)
+        q = table[tokens]
+        loss = F.mse_loss(q, x.detach()) + self.beta * F.mse_loss(x, q.detach())
+        return tokens, loss, x + (q - x).detach()
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Directions of codes."""
+        return F.normalize(self.table, dim=-1)[tokens]
+
+
+class DecodesRows(LearntDirections):
+    """Rows as they are stored: of norm 1 at the start, and of any norm once the table was trained."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Not normalised."""
+        return self.table[tokens]
+
+
 HERE = "vqverify.mutants.cosine"
 SIZES = {"dim": 4, "codebook_size": 8}
 SPHERE = ("lookup.cosine_sphere",)
@@ -153,5 +183,13 @@ MUTANTS = (
         "averages of raw latents",
         SIZES,
         "systematic: order of operations",
+    ),
+    Mutant(
+        "decode_unnormalised",
+        f"{HERE}:DecodesRows",
+        ("lookup.decode",),
+        "decode leaves out that codes are directions",
+        {"width": 4, "vocab": 8},
+        "systematic: step left out; unseen until the table is trained",
     ),
 )

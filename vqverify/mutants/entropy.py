@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
+from vqverify.mutants.base import ImageLayer
 
 
 class SignEntropy(nn.Module):
@@ -114,6 +115,26 @@ class CountsInactive(OrthogonalLayer):
         return self.codes
 
 
+class WithEntropy(ImageLayer):
+    """Both usual terms and the mean entropy of a soft assignment, right."""
+
+    def loss(self, z: Tensor, q: Tensor) -> Tensor:
+        """Commitment, codebook and a tenth of the entropy."""
+        return super().loss(z, q) + 0.1 * self.entropy(-self.distances(z))
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Mean over latents, sum over codes."""
+        return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+
+
+class OverBatch(WithEntropy):
+    """The logarithm is normalised over the batch: N equal latents add log N."""
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Another axis."""
+        return -(logits.softmax(-1) * logits.log_softmax(0)).sum(-1).mean()
+
+
 HERE = "vqverify.mutants.entropy"
 CLOSED = ("loss.closed_forms",)
 MUTANTS = (
@@ -149,5 +170,13 @@ MUTANTS = (
         "codes out of use are counted",
         {"dim": 4, "codebook_size": 8, "active_codes_only": True},
         "vector-quantize-pytorch's orthogonal_reg_active_codes_only, left out",
+    ),
+    Mutant(
+        "entropy_over_batch",
+        f"{HERE}:OverBatch",
+        ("loss.repeats",),
+        "the softmax of an entropy is over the batch",
+        {"num_embeddings": 8, "embedding_dim": 4},
+        "systematic: dim=0 for dim=-1 after a reshape",
     ),
 )

@@ -130,6 +130,19 @@ def duplication(s: Scene) -> Iterator[str]:
     yield from compare(wrong, right, "the loss of the batch twice is")
 
 
+@script("loss.repeats")
+def repeats(s: Scene) -> Iterator[str]:
+    """The losses of a batch once, twice and four times."""
+    for times, out in ((1, "once"), (2, "twice"), (4, "often")):
+        yield from s.run(
+            train=True, layer="copy.deepcopy(layer)", z=f"torch.cat({times} * [z])", n=times * s.n, out=out
+        )
+    losses = ", ".join(f"({s.loss(train=True, out=out)}).item()" for out in ("once", "twice", "often"))
+    yield f"L = [{losses}]"
+    yield 'print("the batch once, twice and four times costs", L, "and L[2] - 3 * L[1] + 2 * L[0] must be", 0.0)'
+    yield "assert abs(L[2] - 3 * L[1] + 2 * L[0]) <= 1e-4 * sum(map(abs, L)) + 2e-5"
+
+
 @script("loss.homogeneous")
 def homogeneous(s: Scene) -> Iterator[str]:
     """The loss of scaled latents and codes beside the scaled loss."""

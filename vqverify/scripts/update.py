@@ -82,6 +82,19 @@ def ema_is_commitment(s: Scene) -> Iterator[str]:
     )
 
 
+@script("update.hull")
+def hull(s: Scene) -> Iterator[str]:
+    """Codes after a step beside the way from where they were to the mean of their latents."""
+    s.plain()
+    yield f"E = {s.book()}.detach().clone()"
+    yield from s.run(train=True)
+    yield f"k, E2 = {s.k(train=True)}, {s.book()}.detach()"
+    yield "mean = torch.stack([z.detach()[k == i].mean(0) if (k == i).any() else E[i] for i in range(len(E))])"
+    yield "past = (E2 - E).norm(dim=1) + (E2 - mean).norm(dim=1) - (mean - E).norm(dim=1)"
+    yield 'print("codes are off the way to the mean of their latents by", past.max().item(), "and must be by", 0.0)'
+    yield "assert (past <= 0.02 * (mean - E).norm(dim=1) + 1e-3 * (E.norm(dim=1) + mean.norm(dim=1))).all()"
+
+
 @script("update.empty_code_still")
 def empty_code_still(s: Scene) -> Iterator[str]:
     """Codes without latents, after a step and before."""

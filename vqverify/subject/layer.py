@@ -204,7 +204,9 @@ class Layer:
 
     def set_codebook(self, codebook: Sequence[Tensor]) -> None:
         if not self._made:  # codes that are computed cannot be set; `settable` finds that nothing moved
-            tables.set_codes(self.module, self.plan, codebook)
+            learning = self.traits.get("learning")
+            moved = learning is not None and "gradient" in (learning.value or ())
+            tables.set_codes(self.module, self.plan, codebook, moved=moved)
 
     def accumulators(self) -> tuple[Accumulators, ...]:
         return tables.accumulators(self.module, self.plan)

@@ -21,10 +21,22 @@ def codes(module: nn.Module, slot: Slot) -> Tensor:
 
 
 @torch.no_grad()
-def set_codes(module: nn.Module, plan: Plan, codebook: Sequence[Tensor]) -> None:
-    """Write the codes of every level, and sums to suit them, so that an update goes on from there."""
+def set_codes(module: nn.Module, plan: Plan, codebook: Sequence[Tensor], *, moved: bool = False) -> None:
+    """Write the codes of every level, and sums to suit them, so that an update goes on from there.
+
+    Args:
+        module: the layer.
+        plan: where its codes are.
+        codebook: a (K, Dc) tensor a level.
+        moved: the rows that are stored take gradients. Where they are normalised on the way to the codes, their own
+            norms are then any: those of a layer's start, 1 as a rule, hide who forgets to normalise them.
+    """
     for slot, rows in zip(plan.slots, codebook, strict=True):
-        view(module, slot).data.copy_(rows)
+        if moved and slot.transform == "normalize":
+            powers = torch.arange(len(rows)) % 3 - 1.0  # times a power of two: the codes are the same to the bit
+            view(module, slot).data.copy_(rows * (2.0**powers)[:, None].to(rows))
+        else:
+            view(module, slot).data.copy_(rows)
     for (counts, sums), slot in zip(plan.accumulators, plan.slots, strict=False):
         size, rows = view(module, counts).data, view(module, slot)
         size.copy_(torch.where(size > 0, size, torch.ones_like(size)))
