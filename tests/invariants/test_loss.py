@@ -149,6 +149,14 @@ def test_right_layers_pass(target, kwargs):
     assert not wrong, [(r.invariant, r.label, r.message or r.reason) for r in wrong]
 
 
+@pytest.mark.parametrize("name", ["DAC", "DACs"])
+def test_losses_between_projected_latents_and_rows_of_any_norm_are_judged(name):
+    kwargs = {"input_dim": 6, "codebook_size": 12, "codebook_dim": 4}
+    rows = ["loss.gradients", "loss.value", "loss.duplication", "update.gradient_codes"]
+    found = results(f"tests.identify.strangers:{name}", kwargs, rows)
+    assert [(r.invariant, r.status) for r in found] == [(row, "passed") for row in rows]
+
+
 @pytest.mark.parametrize(
     ("target", "kwargs", "row", "label"),
     [

@@ -145,7 +145,7 @@ def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
     Margin: on a code z − q is exactly 0, and so is the margin, unless a projection or normalisation rounds.
     """
     found = measure(subject, case)
-    if found is None or not found.plain:
+    if found is None:
         return
     depth = (found.dim + 8) * roundoff(subject)
     weight = _most(subject, found)
@@ -154,6 +154,8 @@ def zero_at_codes(subject: Quantizer, case: Case) -> Iterator[Clause]:
         "negative",
         f"the loss is {found.loss:.4g}",
     )
+    if not found.plain:
+        return  # which latents become codes is the projection's secret
     prepare(subject, case)
     book = subject.codebooks()[0]
     z = book[torch.arange(len(case.z)) % len(book)].to(subject.domain.dtype)

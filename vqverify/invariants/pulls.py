@@ -136,8 +136,8 @@ def _is_code(value: Array, q: Array, z: Array) -> bool:
 
 def _hidden(subject: Quantizer, found: list[View], z: Array) -> bool:
     """Whether a cosine layer's normalised latents were not located, or cannot be told from the latents given."""
-    if trait(subject, "metric") != "cosine" or not found:
-        return False
+    if trait(subject, "metric") != "cosine" or subject.domain.codebook != "sphere" or not found:
+        return False  # DAC compares directions, and takes its loss between rows of any norm
     size = norms(found[0].z)
     return np.array_equal(found[0].z, z) or bool((np.abs(size - 1)[size > 0] > 1e-2).any())
 
