@@ -6,8 +6,9 @@ the tensor whose rows, taken by the returned codes, appear in the same pass.
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING
+
+import torch
 
 from vqverify.subject import capture
 
@@ -20,12 +21,23 @@ if TYPE_CHECKING:
 def holds(record: Sequence[Tensor], want: Tensor, level: int, levels: int, tolerance: float) -> bool:
     """Whether some recorded tensor holds the rows `want` (N, Dc) of a level, up to `tolerance`."""
     n, dim = want.shape
-    return any(
-        bool((reading.rows(tensor.detach().to(want.dtype), dim, levels) - want).norm() <= tolerance)
+    return bool((_away(want[None], _seen(record, n, dim, level, levels)) <= tolerance).any())
+
+
+def _seen(record: Sequence[Tensor], n: int, dim: int, level: int, levels: int) -> Tensor:
+    """Everything in a record that may be rows (n, dim) of a level, (R, n, dim)."""
+    found = [
+        reading.rows(tensor.detach(), dim, levels).double()
         for tensor in record
         for reading in capture.readings(tensor, n, dim, levels)
         if reading.part in {None, level}
-    )
+    ]
+    return torch.stack(found) if found else torch.empty(0, n, dim, dtype=torch.float64)
+
+
+def _away(wanted: Tensor, seen: Tensor) -> Tensor:
+    """How far each of `wanted` (S, N, Dc) is from each of `seen` (R, N, Dc), (S, R)."""
+    return torch.cdist(wanted.double().flatten(1), seen.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def find(record: Sequence[Tensor], codes: Tensor, level: int, rows: int, dim: int | None = None) -> Tensor | None:
@@ -39,13 +51,18 @@ def find(record: Sequence[Tensor], codes: Tensor, level: int, rows: int, dim: in
         dim: Dc, where it is known.
     """
     picks = codes[:, level].clamp(0, rows - 1)
+    seen: dict[int, Tensor] = {}
     for tensor in record:
         if tensor.ndim < 2 or tensor.shape[-2] != rows or dim not in {None, tensor.shape[-1]}:
             continue
         if tensor.shape[:-2].numel() > 64:
             continue
-        for index in product(*(range(size) for size in tensor.shape[:-2])):
-            want = tensor[index].detach()[picks]
-            if holds(record, want, level, codes.shape[1], 1e-3 * float(want.norm())):
-                return tensor[index].detach().clone()
+        width = tensor.shape[-1]
+        if width not in seen:
+            seen[width] = _seen(record, len(codes), width, level, codes.shape[1])
+        tables = tensor.detach().reshape(-1, rows, width)
+        wanted = tables[:, picks]
+        near = _away(wanted, seen[width]) <= 1e-3 * wanted.double().flatten(1).norm(dim=1)[:, None]
+        if near.any():
+            return tables[int(near.any(1).nonzero()[0])].clone()
     return None
