@@ -57,6 +57,12 @@ def scalars(out: Quantized) -> list[float]:
     return [_number(leaf) for leaf in leaves]
 
 
+def names(out: Quantized) -> list[str]:
+    """What the layer calls the numbers of `scalars`, keys and fields from the outermost, in order."""
+    leaves, _ = pytree.tree_flatten_with_path(out.raw)
+    return [pytree.keystr(path) for path, leaf in leaves if isinstance(leaf, Tensor | float)]
+
+
 def _number(leaf: Tensor | float) -> float:
     if isinstance(leaf, int | float):
         return leaf

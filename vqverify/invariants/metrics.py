@@ -13,7 +13,7 @@ import torch
 from vqverify.bounds import Clause, holds, within
 from vqverify.case import Case
 from vqverify.invariant import invariant
-from vqverify.invariants.measure import scalars, trait
+from vqverify.invariants.measure import names, scalars, trait
 from vqverify.quantizer import Quantized, Quantizer
 
 U32 = 2.0**-24  # metrics are taken in single precision at best
@@ -33,7 +33,7 @@ def _entropy(shares: np.ndarray) -> float:
     return float(-(used * np.log(used)).sum())
 
 
-def _probe(subject: Quantizer) -> tuple[list[float], np.ndarray] | None:
+def _probe(subject: Quantizer) -> tuple[list[float], np.ndarray, list[str]] | None:
     size = trait(subject, "codebook_size")
     if not isinstance(size, int) or size < 4:
         return None
@@ -42,7 +42,7 @@ def _probe(subject: Quantizer) -> tuple[list[float], np.ndarray] | None:
     z = (scale or 1.0) * torch.randn(max(4 * size, subject.domain.min_n), subject.domain.dim, generator=generator)
     out = subject.forward(z.to(subject.domain.dtype), train=False, seed=3)
     shares = _shares(out, size)
-    return None if shares is None or (shares > 0).sum() < 3 else (scalars(out), shares)
+    return None if shares is None or (shares > 0).sum() < 3 else (scalars(out), shares, names(out))
 
 
 def _perplexities(subject: Quantizer) -> tuple[str, ...]:
@@ -50,17 +50,22 @@ def _perplexities(subject: Quantizer) -> tuple[str, ...]:
     probe = _probe(subject)
     if probe is None:
         return ()
-    numbers, shares = probe
+    numbers, shares, called = probe
     h = _entropy(shares)
     known = [np.exp(h), 2**h, np.exp(h / np.log(2))]
-    return tuple(f"output {i}" for i, x in enumerate(numbers) if any(abs(x - y) < 0.1 * y for y in known))
+    entropies = [h, h / np.log(2)]  # right, where they are not called a perplexity
+    return tuple(
+        f"output {i}"
+        for i, (x, name) in enumerate(zip(numbers, called, strict=True))
+        if any(abs(x - y) < 0.1 * y for y in (known + entropies if "perplexity" in name.lower() else known))
+    )
 
 
 def _usages(subject: Quantizer) -> tuple[str, ...]:
     probe = _probe(subject)
     if probe is None:
         return ()
-    numbers, shares = probe
+    numbers, shares, _ = probe
     share, latents = (shares > 0).mean(), 4 * len(shares)
     known = [share, (np.flatnonzero(shares).max() + 1) / len(shares), (shares > 0).sum() / latents]
     return tuple(f"output {i}" for i, x in enumerate(numbers) if any(abs(x - y) < 0.02 * y for y in known))
@@ -86,7 +91,7 @@ def _read(subject: Quantizer, case: Case) -> Iterator[tuple[float, np.ndarray, i
     needs=("codes",),
     parts=_perplexities,
     corners=("single", "on-code", "tie"),
-    mutants=("perplexity_base", "perplexity_epsilon"),
+    mutants=("perplexity_base", "perplexity_epsilon", "perplexity_is_entropy"),
     hint="exp with the natural logarithm, 2** with log2; an ε inside the logarithm no larger than 1e-10.",
 )
 def perplexity(subject: Quantizer, case: Case) -> Iterator[Clause]:

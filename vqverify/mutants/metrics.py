@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqverify.mutant import Mutant
 from vqverify.mutants.base import ImageLayer
@@ -40,6 +40,19 @@ class PerplexityEpsilon(Reporting):
         return (-(p * (p + 1e-3).log()).sum()).exp()
 
 
+class PerplexityIsEntropy(nn.Module):
+    """An entropy in nats that is called a perplexity; a dictionary out."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.layer = ImageLayer(num_embeddings, embedding_dim)
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        """Z (B, D, H, W) to a dictionary."""
+        loss, z_q, perplexity, codes = self.layer(z)
+        return {"loss": loss, "z_q": z_q, "perplexity": perplexity.log(), "codes": codes}
+
+
 class UsageOfRange(Reporting):
     """The largest index for the number of codes."""
 
@@ -66,6 +79,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "ε inside the logarithm",
         IMAGE,
         "theory T31: ε bias",
+    ),
+    Mutant(
+        "perplexity_is_entropy",
+        f"{HERE}:PerplexityIsEntropy",
+        ("metrics.perplexity",),
+        "the exponential left out",
+        IMAGE,
+        "systematic: step left out",
     ),
     Mutant(
         "usage_of_range",
