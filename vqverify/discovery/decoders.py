@@ -109,7 +109,7 @@ def _try(bench: Bench, look: Look, name: str) -> tuple[Decoder, str, bool] | Non
         for path, value in leaves(returned[0]):  # beside z_q DAC returns what it projected, and the codes
             if not value.is_floating_point() or value.numel() != look.z_q.numel():
                 continue
-            decoder = replace(Decoder(name, form, call.z_q.form, levels), path=path)
+            decoder = Decoder(name, form, call.z_q.form, levels, path)
             judged = _judged(look, value, decoder)
             if judged is None and form in own and _is_part(look, value, call.z_q.form):
                 looked = _looked_up(bench, look, recorder.tensors)

@@ -17,6 +17,7 @@ from vqverify.quantizer import Quantizer
 
 LOOSE = 1e-4  # of the losses: one over the wrong axis is off by log 2 of a term
 TIMES = (1, 2, 4)
+STILL = ("learning!=ema", "affine!=moments")  # a term may see the codes as the batch has moved them
 
 
 def _other_terms(subject: Quantizer) -> tuple[str | None, ...]:
@@ -38,13 +39,7 @@ def _loss(subject: Quantizer, case: Case, z: Tensor) -> tuple[float, Tensor] | N
     "loss.repeats",
     kind="hardening",
     source="definition of a mean and of a sum",
-    needs=(
-        "loss",
-        "codes",
-        "deterministic",
-        "learning!=ema",
-        "affine!=moments",
-    ),  # a term may see the codes after the step
+    needs=("loss", "codes", "deterministic", *STILL),
     parts=_other_terms,
     corners=("generic", "unit", "parallel"),
     mutants=("entropy_over_batch",),
