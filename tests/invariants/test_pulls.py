@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqverify import engine
-from vqverify.examples import Profile
 from vqverify.invariants import pulls
-from vqverify.quantizer import Spec
-from vqverify.run import opening
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 8, 9, 64])
@@ -22,15 +18,3 @@ def test_no_direction_of_a_map_of_rank_one_is_missed(dim: int) -> None:
     else:
         assert size.min() > 0.02
         assert size.max() < 4
-
-
-def test_a_right_cosine_layer_in_two_dimensions_is_not_blamed() -> None:
-    """A seed of the campaign under which two random cotangents lay next to the normal, in a row where z ≈ q."""
-    spec = Spec(
-        "vqverify.reference:VectorQuantizer", {"dim": 2, "codebook_size": 8, "metric": "cosine"}, seed=887168401
-    )
-    subject = opening.opened(spec).subject
-    assert subject is not None
-    job = engine.Job(spec, ("loss.gradients",), Profile("quick", 8), 887168402)
-    (result,) = engine.run(job, lambda _: subject).results
-    assert result.status == "passed", result.message
