@@ -43,7 +43,10 @@ def unshared(subject: Quantizer) -> tuple[str | None, ...]:
     "the step, moves the code past its latents.",
 )
 def hull(subject: Quantizer, case: Case) -> Iterator[Clause]:
-    """A code that moves towards the mean of its latents goes no further than there, and nowhere else."""
+    """A code that moves towards the mean of its latents goes no further than there, and nowhere else.
+
+    Margin: a right layer is on the way up to rounding; a fiftieth of the way is left for smoothing that nobody can read.
+    """
     if case.codebook is not None or case.history:
         return  # averages that are not seen would not suit codes that were written over them
     out = traced(subject, case)
