@@ -57,11 +57,18 @@ class Bench:
         """Generic latents (n, D), of a size that reaches many codes."""
         return self.scale * latents(n, self.plan.dim, self.dtype, seed)
 
-    def look(self, z: Tensor, *, change: Callable[[], object] | None = None, train: bool | None = None) -> Look | None:
+    def look(
+        self,
+        z: Tensor,
+        *,
+        change: Callable[[], object] | None = None,
+        train: bool | None = None,
+        go_on: bool = False,
+    ) -> Look | None:
         """One pass without gradients; None if it raised or its outputs have the wrong shape."""
         train = self.train if train is None else train
         call, n = self.plan.calls[0].at(train=train), len(z)
-        returned = self.trial.run(enter(z, call.layout), train=train, change=change)
+        returned = self.trial.run(enter(z, call.layout), train=train, change=change, go_on=go_on)
         if returned is None:
             return None
         table = dict(returned)
@@ -92,11 +99,11 @@ class Bench:
         domain = Domain(plan.dim, self.dtype, tuple(call.layout for call in plan.calls))
         return Layer(Spec(""), plan, self.trial.module, domain, _no_factory)
 
-    def record(self, z: Tensor) -> list[Tensor]:
+    def record(self, z: Tensor, *, go_on: bool = False) -> list[Tensor]:
         """Every floating tensor of one pass without gradients, in order."""
         recorder = capture.Recorder()
         with recorder:
-            self.trial.run(enter(z, self.plan.calls[0].layout), train=self.train)
+            self.trial.run(enter(z, self.plan.calls[0].layout), train=self.train, go_on=go_on)
         return recorder.tensors
 
     def tune(self) -> Look | None:

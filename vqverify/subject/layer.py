@@ -231,6 +231,11 @@ class Layer:
     def snapshot(self) -> Any:
         return state.take(self.module)
 
+    @property
+    def fresh(self) -> Any:
+        """The state that `restore` puts back; None before the layer is warm, and where it is built anew instead."""
+        return self._fresh if self.copyable else None
+
     def restore(self, state_: Any = None) -> None:
         if state_ is not None:
             state.put_back(state_)

@@ -33,7 +33,7 @@ class Levels:
     """
 
     usual: dict[bool, capture.Located | None] = field(default_factory=dict[bool, Any])
-    unusual: dict[tuple[bool, int, int, tuple[int, ...]], Any] = field(default_factory=dict[Any, Any])
+    unusual: dict[tuple[bool, int, tuple[str, ...], tuple[int, ...]], Any] = field(default_factory=dict[Any, Any])
 
     def read(
         self,
@@ -46,36 +46,44 @@ class Levels:
         train: bool,
     ) -> tuple[Level, ...]:
         """The levels of a recorded pass; none if it is like no other."""
-        located, dropped = self.usual.get(train), _dropped(codes)
+        located, dropped = self._usual(layer, train=train), _dropped(codes)
         if located is None or dropped or not located.fits(record):  # the state may have changed what carries a graph
-            key = train, len(record), len(capture.attached(record)), dropped
+            key = train, len(record), capture.steps(record), dropped
             located = self.unusual.get(key, _UNSEEN)
             if located is _UNSEEN:
                 located = self.unusual[key] = _locate(layer, train=train, dropped=dropped)
+            if located is not None and located.attached is not None and located.steps != key[2]:
+                located = None  # as many tensors in the graph, at another level
         if located is not None and not located.fits(record):
             located = None
         return () if located is None else capture.read(record, leaf, located, [e.shape[1] for e in before])
 
     def plain(self, layer: Layer, *, train: bool) -> bool:
         """Whether passes need no record: the layer searches its input and returns its codes as they are."""
-        if train not in self.usual:
-            self.usual[train] = _locate(layer, train=train)
-        located = self.usual[train]
+        located = self._usual(layer, train=train)
         return located is not None and located.plain
 
+    def _usual(self, layer: Layer, *, train: bool) -> capture.Located | None:
+        if train not in self.usual:
+            self.usual[train] = _locate(layer, train=train, start=layer.fresh)
+        return self.usual[train]
 
-def _locate(layer: Layer, *, train: bool, dropped: tuple[int, ...] = ()) -> capture.Located | None:
+
+def _locate(layer: Layer, *, train: bool, dropped: tuple[int, ...] = (), start: Any = None) -> capture.Located | None:
     """Locate the levels on generic latents, so that no drawn input can mislead the search.
 
-    Where a pass drops levels at random, one is made that drops just these.
+    Where a pass drops levels at random, one is made that drops just these. Nor can a state: the search starts from
+    `start` if that is given, and not from codes that are all about to be replaced, say.
     """
     saved, modes = state.take(layer.module), layer.module.training
+    start = saved if start is None else start
+    state.put_back(start)
     n = 2 * layer.domain.dim + 13
     books = layer.codebooks()
     leaf, call = _generic(layer, n, books[0]).requires_grad_(), layer.call(None).at(train=train)
     try:
         for seed in range(11, 11 + DRAWS):
-            state.put_back(saved)
+            state.put_back(start)
             recorder = capture.Recorder()
             with guarded("a recorded pass"), forked(seed):
                 layer.module.train(train)

@@ -6,7 +6,7 @@ under test (an argmax lookup has a z_c as well).
 """
 
 from vqverify.subject.capture.locate import COARSE, is_plain, locate
-from vqverify.subject.capture.places import Located, Position, Reading, attached, gradient, node, pull, read, readings
+from vqverify.subject.capture.places import Located, Position, Reading, gradient, node, pull, read, readings, steps
 from vqverify.subject.capture.record import Recorder
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Position",
     "Reading",
     "Recorder",
-    "attached",
     "gradient",
     "is_plain",
     "locate",
@@ -23,4 +22,5 @@ __all__ = [
     "pull",
     "read",
     "readings",
+    "steps",
 ]

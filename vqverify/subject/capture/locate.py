@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqverify.quantizer import Level
-from vqverify.subject.capture.places import Located, Position, Reading, attached, pull, readings, tensor_at
+from vqverify.subject.capture.places import Located, Position, Reading, attached, pull, readings, steps, tensor_at
 from vqverify.subject.families import recognised
 
 COARSE = 0.35  # relative to the spread of the codes: a code with a wrong norm is still found
@@ -51,7 +51,8 @@ def locate(record: Sequence[Tensor], leaf: Tensor, codes: Tensor, codebook: Sequ
         found = _remainders(record, leaf, wants, found)
     if not any(q is not None and record[q.index].requires_grad for _, q in found):
         return Located(len(record), None, tuple(found))  # an eval pass, say
-    return Located(len(record), len(attached(record)), tuple((_among(record, z), _among(record, q)) for z, q in found))
+    places = tuple((_among(record, z), _among(record, q)) for z, q in found)
+    return Located(len(record), len(attached(record)), places, steps=steps(record))
 
 
 def _sums(wants: Sequence[Tensor], level: int) -> list[Tensor]:

@@ -53,13 +53,14 @@ class Located:
     `attached` is None where no code has a gradient: then it does not matter which tensors carry a graph.
 
     A level that the pass dropped has neither place. `plain` says that z_c is the input and q_c the output, in value
-    and in gradient: no record is needed.
+    and in gradient: no record is needed. `steps` are those of the pass that was searched.
     """
 
     length: int
     attached: int | None
     levels: tuple[tuple[Position | None, Position | None], ...]
     plain: bool = False
+    steps: tuple[str, ...] = ()
 
     def fits(self, record: Sequence[Tensor]) -> bool:
         """Whether its positions mean the same in another record."""
@@ -72,6 +73,11 @@ class Located:
 def attached(record: Sequence[Tensor]) -> list[Tensor]:
     """The recorded tensors that carry a graph."""
     return [tensor for tensor in record if tensor.requires_grad]
+
+
+def steps(record: Sequence[Tensor]) -> tuple[str, ...]:
+    """What made each tensor with a graph: as many of them in another order are another pass."""
+    return tuple(type(tensor.grad_fn).__name__ for tensor in attached(record))
 
 
 def readings(tensor: Tensor, n: int, dim: int, levels: int) -> Iterator[Reading]:
