@@ -311,19 +311,22 @@ class WholeLoss(nn.Module):
 
 
 class DACs(nn.Module):
-    """A residual stack of levels with maps of their own (descript-audio-codec); split: each level sees z (moshi)."""
+    """A residual stack of levels with maps of their own (descript-audio-codec).
 
-    def __init__(self, input_dim=6, codebook_size=12, codebook_dim=4, levels=3, split=False):
+    split: each level sees z (moshi); falls: the loss of a level weighs less than that of the one before.
+    """
+
+    def __init__(self, input_dim=6, codebook_size=12, codebook_dim=4, levels=3, split=False, falls=False):
         super().__init__()
-        self.split = split
+        self.split, self.falls = split, falls
         self.levels = nn.ModuleList([DAC(input_dim, codebook_size, codebook_dim) for _ in range(levels)])
 
     def forward(self, z):
         total, residual, codes, losses = torch.zeros_like(z), z, [], 0.0
-        for level in self.levels:
+        for place, level in enumerate(self.levels):
             q, commitment, codebook, indices, _ = level(z if self.split else residual)
             total, residual = total + q, residual - q
-            losses = losses + (commitment + codebook).mean()
+            losses = losses + (commitment + codebook).mean() / (1 + place * self.falls)
             codes.append(indices)
         return total, torch.stack(codes, 1), losses
 

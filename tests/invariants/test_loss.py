@@ -149,6 +149,13 @@ def test_right_layers_pass(target, kwargs):
     assert not wrong, [(r.invariant, r.label, r.message or r.reason) for r in wrong]
 
 
+def test_levels_that_weigh_their_losses_differently_are_told_and_not_judged():
+    found = results("tests.identify.strangers:DACs", {"falls": True}, ["loss.*", "update.gradient_codes"])
+    assert not [(r.invariant, r.message or r.reason) for r in found if r.status in {"failed", "error"}]
+    (gradients,) = [r for r in found if r.invariant == "loss.gradients"]
+    assert (gradients.status, "as 1, 0.5, 0.333" in (gradients.reason or "")) == ("undetermined", True)
+
+
 @pytest.mark.parametrize("name", ["DAC", "DACs"])
 def test_losses_between_projected_latents_and_rows_of_any_norm_are_judged(name):
     kwargs = {"input_dim": 6, "codebook_size": 12, "codebook_dim": 4}

@@ -53,6 +53,11 @@ def results(target, kwargs, row, **more):
     return check_quantizer(target, kwargs, only=(row,), **more).subjects[0].results
 
 
+@pytest.mark.parametrize("name", ["Neighbours", "SoftShares"])
+def test_codes_that_other_latents_move_too_are_not_held_to_their_own(name):
+    assert {r.status for r in results(f"tests.identify.moved:{name}", {}, "update.hull")} == {"n/a"}
+
+
 @pytest.mark.parametrize(("target", "kwargs", "row"), PASSES)
 def test_right_layers_pass(target, kwargs, row):
     found = results(target, kwargs, row)

@@ -112,7 +112,32 @@ def _measure(probe: Probe, n: int, groups: int = 1) -> Coefficients:
         return Coefficients(n, 1, 0.0, None, 0.0, "no gradient leaves the loss")
     at_z = _at_z(out)
     best = _best(out, n, _sides(probe.layer, out, at_z), moves=bool(at_z.any()))
+    _one_weight(probe.layer, out, at_z)
     return _with_codebook(probe, out, best)
+
+
+def _one_weight(layer: Layer, out: Quantized, at_z: Tensor) -> None:
+    """Look for levels that weigh their losses differently; a level without any weight is a mistake, and judged.
+
+    Raises:
+        Unknown: if d loss/dz is a sum over the levels with other weights.
+    """
+    if len(out.levels) < 2 or out.codes is None or any(level.z_c is None for level in out.levels):
+        return
+    columns: list[Tensor] = []
+    for index, level in enumerate(out.levels):
+        assert level.z_c is not None
+        gap = level.z_c.rows.detach() - code_rows(out, index)
+        columns.append(layer.vjp(out, gap, ("z_c", index), "z").double().flatten())
+    basis, got = torch.stack(columns, 1), at_z.double().flatten()[:, None]
+    if not bool(got.any()) or float(columns[0].norm()) == 0:
+        return
+    weights = torch.linalg.lstsq(basis, got, driver="gelsd").solution
+    fits = relative(got - basis @ weights, got) <= OTHER
+    least, most = float(weights.abs().min()), float(weights.abs().max())
+    if fits and OTHER * most < least < (1 - 2 * FITS) * most:
+        said = ", ".join(f"{weight / most:.3g}" for weight in weights[:, 0].tolist())
+        raise Unknown(f"the levels weigh their losses differently, as {said}: no statement has weights a level")
 
 
 def _pass(probe: Probe, layer: Layer, n: int, groups: int = 1) -> Quantized:
