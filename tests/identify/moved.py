@@ -51,3 +51,29 @@ class SoftShares(nn.Module):
                 gain = self.rate * total / (total + 1)
                 self.codebook = self.codebook + gain[:, None] * (mean - self.codebook)
         return x + (q - x).detach(), index.view(x.shape[:-1]), F.mse_loss(x, q.detach())
+
+
+class Anchors(nn.Module):
+    """Rows out of use are drawn to the closest latent of the batch, a parameter all the same (CVQ-VAE)."""
+
+    def __init__(self, dim=6, codebook_size=16, beta=0.25, decay=0.99):
+        super().__init__()
+        self.size, self.beta, self.decay = codebook_size, beta, decay
+        self.embedding = nn.Embedding(codebook_size, dim)
+        nn.init.uniform_(self.embedding.weight, -1.0, 1.0)
+        self.register_buffer("embed_prob", torch.zeros(codebook_size))
+
+    def forward(self, z):
+        flat = z.reshape(-1, z.shape[-1])
+        away = (flat.detach()[:, None] - self.embedding.weight.detach()).square().sum(-1)
+        index = away.argmin(1)
+        q = self.embedding(index).view_as(z)
+        loss = self.beta * F.mse_loss(z, q.detach()) + F.mse_loss(q, z.detach())
+        if self.training and len(flat):
+            with torch.no_grad():
+                share = F.one_hot(index, self.size).to(z.dtype).mean(0)
+                self.embed_prob.mul_(self.decay).add_(share, alpha=1 - self.decay)
+                drawn = torch.exp(-self.embed_prob * self.size * 10 / (1 - self.decay) - 1e-3)[:, None]
+                anchor = flat.detach()[away.argmin(0)]
+                self.embedding.weight.data = self.embedding.weight.data * (1 - drawn) + anchor * drawn
+        return z + (q - z).detach(), loss, index.view(z.shape[:-1])

@@ -58,6 +58,17 @@ def test_codes_that_other_latents_move_too_are_not_held_to_their_own(name):
     assert {r.status for r in results(f"tests.identify.moved:{name}", {}, "update.hull")} == {"n/a"}
 
 
+def test_anchors_are_no_optimiser_in_the_pass():
+    found = results("tests.identify.moved:Anchors", {}, "*")
+    laws = [
+        (r.invariant, r.label, r.message or r.reason)
+        for r in found
+        if r.kind == "law" and r.status in {"failed", "error"}
+    ]
+    assert not laws
+    assert {r.status for r in found if r.invariant in {"lookup.nearest", "loss.gradients"}} == {"passed"}
+
+
 @pytest.mark.parametrize(("target", "kwargs", "row"), PASSES)
 def test_right_layers_pass(target, kwargs, row):
     found = results(target, kwargs, row)

@@ -192,6 +192,8 @@ def _memoryless(step: Step, way: str) -> list[float]:
                 return []
             rates.append(rate)
     values = torch.stack(rates)
+    if float(values.abs().max()) <= 1e-5:
+        return []  # latents move no code of theirs: something else moves codes
     return [1 - float(values.median())] if _alike(1 - float(values.max()), 1 - float(values.min())) else []
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from vqverify.identify.learning import takes_gradient
-from vqverify.identify.probes import Findings, Probe, Unknown, attempt, relative
+from vqverify.identify.learning import bincounts, takes_gradient
+from vqverify.identify.probes import Findings, Probe, Unknown, attempt, latents_at, relative
 from vqverify.quantizer import Finding
 
 EXPLAINS = 1e-3
+NEAR = 1e-2  # of the latents: how far from one a code may be that was drawn to it
 
 
 @attempt("synchronized")
@@ -42,7 +43,25 @@ def alternating(probe: Probe) -> Findings:
         raise Unknown("no stored codebook to watch")
     moved = any(not torch.equal(a, b) for a, b in zip(step.before, step.after, strict=True))
     inside = moved and takes_gradient(probe) and not layer.plan.accumulators
+    if inside and _drawn(probe):
+        return {"alternating": Finding(False, evidence="codes that nothing chose become latents of the batch")}
     text = "the codebook is a parameter, keeps no averages, and a training pass moves it" if inside else (
         "its codes move by averages" if moved else "no training pass moves the codebook"
     )  # fmt: skip
     return {"alternating": Finding(inside, evidence=text)}
+
+
+def _drawn(probe: Probe) -> bool:
+    """Whether most codes that move without latents land on latents: anchors that replace them (CVQ-VAE), no optimiser."""
+    step = probe.step(probe.lone)
+    for level, (e, new) in enumerate(zip(step.before, step.after, strict=True)):
+        try:
+            z = latents_at(step.out, level).double()
+        except Unknown:
+            continue
+        idle = torch.stack(bincounts(step, probe.layer, level)).sum(0) == 0
+        moved = idle & ((new - e).norm(dim=1) > 1e-6 * e.norm(dim=1).max())
+        near = torch.cdist(new.double(), z).amin(1) <= NEAR * z.norm(dim=1).mean()
+        if moved.any() and float(near[moved].double().mean()) > 0.5:
+            return True
+    return False
