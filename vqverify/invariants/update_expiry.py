@@ -49,9 +49,23 @@ class Pass:
         return ~(norms(self.e2 - self.e) <= self.off) | (np.isinf(self.off) & exact & new)
 
 
+def probed(subject: Quantizer) -> tuple[str | None, ...]:
+    """Applies where probing saw whether rare codes become latents.
+
+    Raises:
+        Undetermined: if they become something else, such as the most used code and some noise: that may be meant.
+    """
+    found = subject.found.get("replacement")
+    if found is None or found.value is None:
+        said = found.evidence if found else "not probed"
+        raise Undetermined(f"nobody saw a rare code become a latent or stay: {said}")
+    return (None,)
+
+
 @invariant(
     "update.expiry",
     mode="table",
+    parts=probed,
     source="001 §2; theory T18, T22",
     needs=("replacement=batch", "codebook", "codes", "levels", "settable"),
     corners=("generic", "single", "on-code", "duplicates", "unit"),
