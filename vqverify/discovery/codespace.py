@@ -67,10 +67,19 @@ def effective(bench: Bench, slot: Slot) -> Tensor:
 
 def _appear(record: list[Tensor], look: Look, level: int, rows: Tensor) -> bool:
     """Whether a tensor of the pass holds, roughly, the rows (K, Dc) that the codes of a level name."""
-    assert look.codes is not None
-    want = rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
+    want = _named(look, level, rows)
     spread = float((want - want.mean(0)).norm())
-    return made.holds(record, want, level, look.codes.shape[1], capture.COARSE * spread)
+    return made.holds(record, want, level, _levels(look), capture.COARSE * spread)
+
+
+def _named(look: Look, level: int, rows: Tensor) -> Tensor:
+    """The rows (N, Dc) that the codes of a level name."""
+    assert look.codes is not None
+    return rows.to(look.z)[look.codes[:, level].clamp(0, len(rows) - 1)]
+
+
+def _levels(look: Look) -> int:
+    return 0 if look.codes is None else look.codes.shape[1]
 
 
 def _still_appear(bench: Bench, look: Look, slots: tuple[Slot, ...], record: list[Tensor]) -> bool:
@@ -80,17 +89,13 @@ def _still_appear(bench: Bench, look: Look, slots: tuple[Slot, ...], record: lis
     """
 
     def exact(of: list[Tensor], seen: Look) -> bool:
-        assert seen.codes is not None
-        wants = [
-            effective(bench, slot).to(seen.z)[seen.codes[:, level].clamp(0, len(view(bench.trial.module, slot)) - 1)]
-            for level, slot in enumerate(slots)
-        ]
+        wants = [_named(seen, level, effective(bench, slot)) for level, slot in enumerate(slots)]
         return all(
             made.holds(of, want, level, len(slots), 1e-4 * float(want.norm())) for level, want in enumerate(wants)
         )
 
     bench.reset()
-    if bench.train or look.codes is None or len(slots) != look.codes.shape[1] or not exact(record, look):
+    if bench.train or len(slots) != _levels(look) or not exact(record, look):
         return True
     for step in range(4):
         z = enter(bench.latents(len(look.z), 40 + step), bench.plan.calls[0].layout)

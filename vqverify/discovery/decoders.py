@@ -133,28 +133,31 @@ def _judged(look: Look, value: Tensor, decoder: Decoder) -> tuple[Decoder, str, 
         return replace(decoder, output_form=form), "gives roughly z_q, not exactly", False
     if (form := _proportional(look, value, own)) is not None:
         return replace(decoder, output_form=form), "gives a multiple of z_q", False
-    if (
-        not decoder.path and _same_values(look.z_q, value) and _tells_codes(look, value)
-    ):  # one of several may be latents
+    alone = not decoder.path  # one tensor of several may be latents
+    if alone and _same_values(look.z_q, value) and _tells_codes(look, value):
         return replace(decoder, output_form=_expected(own, value)), ELSEWHERE, False
     return None
 
 
 def _matching(look: Look, value: Tensor, tolerance: float, own: str) -> str | None:
     """Output form under which a tensor is z_q, within a relative tolerance."""
-    n, dim = look.z_q.shape
     spread = (look.z_q - look.z_q.mean(0)).norm() if tolerance > 0.01 else look.z_q.norm()
     for form in dict.fromkeys((own, *OUTPUTS)):
-        size = {**sizes(form, n, 1), "D": dim}
-        want = arrange(look.z_q, form, size)
+        want = _arranged(look, form)
         if want.shape == value.shape and float((value - want).norm()) <= tolerance * max(float(spread), 1e-12):
             return form
     return None
 
 
+def _arranged(look: Look, form: str) -> Tensor:
+    """z_q in another form."""
+    n, dim = look.z_q.shape
+    return arrange(look.z_q, form, {**sizes(form, n, 1), "D": dim})
+
+
 def _proportional(look: Look, value: Tensor, own: str) -> str | None:
     """Output form under which a tensor is a constant times z_q."""
-    want = arrange(look.z_q, own, {**sizes(own, len(look.z_q), 1), "D": look.z_q.shape[1]})
+    want = _arranged(look, own)
     if want.shape != value.shape:
         return None
     factor = (value * want).sum() / want.square().sum().clamp_min(1e-30)
@@ -163,7 +166,7 @@ def _proportional(look: Look, value: Tensor, own: str) -> str | None:
 
 def _is_part(look: Look, value: Tensor, own: str) -> bool:
     """Whether a tensor goes with z_q as a sum over some of its levels does, and no function of other codes."""
-    want = arrange(look.z_q, own, {**sizes(own, len(look.z_q), 1), "D": look.z_q.shape[1]})
+    want = _arranged(look, own)
     if want.shape != value.shape:
         return False
     together = torch.stack([value.flatten(), want.flatten()]).double().corrcoef()[0, 1]

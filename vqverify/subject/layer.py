@@ -239,8 +239,8 @@ class Layer:
     def restore(self, state_: Any = None) -> None:
         if state_ is not None:
             state.put_back(state_)
-        elif self.copyable and self._fresh is not None:
-            state.put_back(self._fresh)
+        elif self.fresh is not None:
+            state.put_back(self.fresh)
         else:
             self.module = self.factory({}, self.spec.seed)
             self.warm_up()

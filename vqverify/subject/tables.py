@@ -32,11 +32,10 @@ def set_codes(module: nn.Module, plan: Plan, codebook: Sequence[Tensor], *, move
             norms are then any: those of a layer's start, 1 as a rule, hide who forgets to normalise them.
     """
     for slot, rows in zip(plan.slots, codebook, strict=True):
-        if moved and slot.transform == "normalize":
-            powers = torch.arange(len(rows)) % 3 - 1.0  # times a power of two: the codes are the same to the bit
-            view(module, slot).data.copy_(rows * (2.0**powers)[:, None].to(rows))
-        else:
-            view(module, slot).data.copy_(rows)
+        # times a power of two: the codes are the same to the bit
+        powers = 2.0 ** (torch.arange(len(rows)) % 3 - 1.0)
+        anyhow = moved and slot.transform == "normalize"
+        view(module, slot).data.copy_(rows * powers[:, None].to(rows) if anyhow else rows)
     for (counts, sums), slot in zip(plan.accumulators, plan.slots, strict=False):
         size, rows = view(module, counts).data, view(module, slot)
         size.copy_(torch.where(size > 0, size, torch.ones_like(size)))
